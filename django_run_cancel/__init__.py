@@ -1,0 +1,1 @@
+"""A cancel button for Django projects with long-running work."""

@@ -1,0 +1,24 @@
+"""The endpoint that serves the OpenAPI document."""
+
+from __future__ import annotations
+
+from drf_spectacular.settings import spectacular_settings
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from django_run_cancel.api.base import RunCancelView
+from django_run_cancel.api.schema import generate_document
+
+
+class DocumentView(RunCancelView):
+    """Serves the document to whomever the host serves its own to: to anybody by default.
+
+    Not drf-spectacular's view: that one puts a query parameter into a header of the answer.
+    """
+
+    permission_classes = spectacular_settings.SERVE_PERMISSIONS
+    throttle_classes = ()
+
+    def get(self, request: Request) -> Response:
+        """Answer with the document."""
+        return Response(generate_document(request))

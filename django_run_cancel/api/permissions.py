@@ -1,0 +1,70 @@
+"""What they may do, and to which rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.db.models import QuerySet
+from django.utils.module_loading import import_string
+from rest_framework.permissions import SAFE_METHODS, BasePermission
+from rest_framework.request import Request
+
+from django_run_cancel.conf import settings
+from django_run_cancel.models import ApiKey, Cancellation, get_run_model
+
+if TYPE_CHECKING:
+    from rest_framework.views import APIView
+
+
+class MayCancelRuns(BasePermission):
+    """Keys may do everything, or look when they are read-only; users need a permission.
+
+    ``cancel_run`` of the run model lets a user cancel and look; ``view_…`` only look.
+    """
+
+    message = "You may not do this"
+
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        """Tell whether the request may go on. Which rows it reaches is another question."""
+        looking = request.method in SAFE_METHODS
+        if isinstance(request.auth, ApiKey):
+            return looking or not request.auth.read_only
+        if not (request.user and request.user.is_authenticated):  # the host may have None
+            return False
+        meta = get_run_model()._meta
+        allowed = request.user.has_perm(f"{meta.app_label}.cancel_run")
+        return allowed or (
+            looking and request.user.has_perm(f"{meta.app_label}.view_{meta.model_name}")
+        )
+
+
+def visible_runs(request: Request) -> QuerySet[Any]:
+    """Return the runs that a request may touch, by ``RUN_CANCEL_SCOPE`` or the default rule."""
+    runs = get_run_model()._default_manager.all()
+    if settings.SCOPE:
+        scoped: QuerySet[Any] = import_string(settings.SCOPE)(request, runs)
+        return scoped
+    return default_scope(request, runs)
+
+
+def default_scope(request: Request, queryset: QuerySet[Any]) -> QuerySet[Any]:
+    """Return the runs of the key's tenant, or all of them for a user."""
+    if isinstance(request.auth, ApiKey):
+        return queryset.filter(tenant=request.auth.tenant)
+    return queryset
+
+
+def visible_cancellations(request: Request) -> QuerySet[Cancellation]:
+    """Return the cancellations that a request may read.
+
+    Those of the key's tenant, or all of them for a user. Where ``RUN_CANCEL_SCOPE`` decides on
+    runs, nobody reads about another's request: it could name runs that they must not know of.
+    """
+    cancellations = Cancellation.objects.all()
+    if isinstance(request.auth, ApiKey):
+        cancellations = cancellations.filter(tenant=request.auth.tenant)
+        if settings.SCOPE:
+            cancellations = cancellations.filter(requested_by=request.auth.label)
+    elif settings.SCOPE:
+        cancellations = cancellations.filter(user=request.user)  # type: ignore[misc]  # never anonymous
+    return cancellations

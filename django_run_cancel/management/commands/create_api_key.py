@@ -1,0 +1,65 @@
+"""``manage.py create_api_key NAME``."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentTypeError
+from datetime import timedelta
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+
+from django_run_cancel.models import ApiKey
+
+
+def duration(text: str) -> timedelta:
+    """Read a number of days or hours, such as ``90d`` or ``12h``."""
+    match = re.fullmatch(r"([0-9]{1,5})([dh])", text)
+    if not match or not int(match[1]):
+        raise ArgumentTypeError(f"{text!r} is not a duration such as 90d or 12h")
+    return timedelta(**{"days" if match[2] == "d" else "hours": int(match[1])})
+
+
+class Command(BaseCommand):
+    """Create an API key and print it, once, as the last line."""
+
+    help = "Create an API key. The key is the last line of the output and is not shown again."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("name", help="What people know the key by.")
+        parser.add_argument(
+            "--tenant", default="", help="Whose runs it may touch; runs without one by default."
+        )
+        parser.add_argument("--read-only", action="store_true", help="It may only look.")
+        parser.add_argument(
+            "--expires-in",
+            type=duration,
+            metavar="DURATION",
+            help="How long it works, such as 90d or 12h; for ever by default.",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Create the key."""
+        expires_in: timedelta | None = options["expires_in"]
+        try:
+            row, key = ApiKey.issue(
+                options["name"],
+                tenant=options["tenant"],
+                read_only=options["read_only"],
+                expires_at=timezone.now() + expires_in if expires_in else None,
+            )
+        except ValidationError as error:
+            raise CommandError(
+                " ".join(
+                    f"{field}: {' '.join(messages)}"
+                    for field, messages in error.message_dict.items()
+                )
+            ) from None
+        whose = f"tenant {row.tenant}" if row.tenant else "runs without a tenant"
+        rights = "read-only" if row.read_only else "may cancel"
+        until = f"until {row.expires_at:%Y-%m-%d %H:%M} UTC" if row.expires_at else "for ever"
+        self.stderr.write(f"Created {row.label} for {whose}: {rights}, {until}.")
+        self.stdout.write(key)

@@ -1,0 +1,118 @@
+"""API keys. Only a digest of each is stored; the key itself is shown once."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from datetime import datetime, timedelta
+from typing import ClassVar
+
+from django.db import models, router
+from django.db.models import Q
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from django_run_cancel.fields import ExactCharField
+
+TOUCH_INTERVAL = timedelta(minutes=1)
+"""``last_used_at`` is at most this stale: a busy key does not write a row for each request."""
+
+SCHEME = "rc_"
+PREFIX_LENGTH = len(SCHEME) + 8
+
+
+class ApiKey(models.Model):
+    """A key that acts for one tenant."""
+
+    name = models.CharField(_("name"), max_length=100)
+    prefix = ExactCharField(_("prefix"), max_length=16, editable=False)
+    digest = ExactCharField(_("digest"), max_length=64, editable=False)
+    tenant = ExactCharField(_("tenant"), max_length=64, blank=True, default="")
+    read_only = models.BooleanField(_("read only"), default=False)
+    created_at = models.DateTimeField(_("created at"), default=timezone.now, editable=False)
+    expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
+    revoked_at = models.DateTimeField(_("revoked at"), null=True, blank=True)
+    last_used_at = models.DateTimeField(_("last used at"), null=True, blank=True, editable=False)
+
+    class Meta:
+        verbose_name = _("API key")
+        verbose_name_plural = _("API keys")
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["digest"], name="run_cancel_key_digest_unique"),
+        ]
+
+    def __str__(self) -> str:
+        return self.label
+
+    @property
+    def label(self) -> str:
+        """Who a request with this key is recorded as having come from."""
+        return f"{self.name} ({self.prefix})"
+
+    @classmethod
+    def issue(
+        cls,
+        name: str,
+        *,
+        tenant: str = "",
+        read_only: bool = False,
+        expires_at: datetime | None = None,
+    ) -> tuple[ApiKey, str]:
+        """Create a key.
+
+        Args:
+            name: What people know it by.
+            tenant: Whose runs it may touch.
+            read_only: Whether it may only look.
+            expires_at: When it stops working, or None for never.
+
+        Returns:
+            The stored row and the key itself, which cannot be had again.
+
+        Raises:
+            ValidationError: A value does not fit its column.
+        """
+        key = SCHEME + secrets.token_urlsafe(32)
+        row = cls(
+            name=name,
+            prefix=key[:PREFIX_LENGTH],
+            digest=digest(key),
+            tenant=tenant,
+            read_only=read_only,
+            expires_at=expires_at,
+        )
+        row.full_clean()
+        row.save(force_insert=True)
+        return row, key
+
+    @classmethod
+    def authenticate(cls, key: str) -> ApiKey | None:
+        """Return the key's row, or None when it is unknown, expired or revoked.
+
+        One indexed query; a second statement, at most once a minute, notes that it was used.
+        """
+        # Not from a replica, which could lag behind a revocation.
+        keys = cls.objects.using(router.db_for_write(cls))
+        row = keys.filter(digest=digest(key), revoked_at=None).first()
+        now = timezone.now()
+        if row is None or (row.expires_at is not None and row.expires_at <= now):
+            return None
+        stale = now - TOUCH_INTERVAL
+        if row.last_used_at is None or row.last_used_at <= stale:
+            unnoted = Q(last_used_at=None) | Q(last_used_at__lte=stale)
+            keys.filter(unnoted, pk=row.pk).update(last_used_at=now)
+            row.last_used_at = now
+        return row
+
+    def revoke(self) -> None:
+        """Stop the key from working, at once and for good."""
+        self.revoked_at = timezone.now()
+        self.save(update_fields=["revoked_at"])
+
+
+def digest(key: str) -> str:
+    """Return the hexadecimal SHA-256 of a key.
+
+    A plain hash is enough for 256 random bits, and takes any header that a client may send.
+    """
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,109 @@
+"""What a run, a request and an item can be, and how a run may move between statuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from django.db.models import TextChoices
+from django.utils.translation import gettext_lazy as _
+
+
+class RunType(TextChoices):
+    """Kinds of run that come with the package; hosts may use others."""
+
+    TASK = "task", _("task")
+    WORKFLOW = "workflow", _("workflow")
+
+
+class RunStatus(TextChoices):
+    """Where a run is in its life."""
+
+    CREATED = "created", _("created")
+    QUEUED = "queued", _("queued")
+    RUNNING = "running", _("running")
+    PAUSED = "paused", _("paused")
+    COMPLETED = "completed", _("completed")
+    FAILED = "failed", _("failed")
+    TERMINATED = "terminated", _("terminated")
+    TIMED_OUT = "timed_out", _("timed out")
+    CANCELLED = "cancelled", _("cancelled")
+
+
+ACTIVE = frozenset(
+    {RunStatus.CREATED, RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.PAUSED},
+)
+TERMINAL = frozenset(RunStatus) - ACTIVE
+
+WAITING = frozenset({RunStatus.CREATED, RunStatus.QUEUED})
+"""Active, but no code of the run is executing: cancelling it leaves nothing to stop."""
+
+SOURCES: Mapping[RunStatus, frozenset[RunStatus]] = {
+    RunStatus.CREATED: frozenset(),
+    # From running: a retry. From paused: resumed through the queue.
+    RunStatus.QUEUED: frozenset({RunStatus.CREATED, RunStatus.RUNNING, RunStatus.PAUSED}),
+    RunStatus.RUNNING: frozenset({RunStatus.CREATED, RunStatus.QUEUED, RunStatus.PAUSED}),
+    RunStatus.PAUSED: frozenset({RunStatus.RUNNING}),
+    RunStatus.COMPLETED: frozenset({RunStatus.RUNNING}),
+    RunStatus.FAILED: ACTIVE,
+    RunStatus.TERMINATED: ACTIVE,
+    RunStatus.TIMED_OUT: ACTIVE,
+    RunStatus.CANCELLED: ACTIVE,
+}
+"""The statuses that each status may be entered from. Nothing leaves a terminal status."""
+
+
+class StopState(TextChoices):
+    """How the work of a cancelled run ended; blank while the run is not cancelled."""
+
+    STOPPING = "stopping", _("stopping")
+    NEVER_STARTED = "never_started", _("never started")
+    ACKNOWLEDGED = "acknowledged", _("acknowledged")
+    KILLED = "killed", _("killed")
+    PRESUMED = "presumed", _("presumed")
+
+
+class Source(TextChoices):
+    """Where a cancellation was asked for."""
+
+    API = "api", _("API")
+    ADMIN = "admin", _("admin")
+    COMMAND = "command", _("command")
+    PYTHON = "python", _("Python")
+    BULK = "bulk", _("bulk")
+
+
+class Outcome(TextChoices):
+    """What a cancellation did with one run."""
+
+    CANCELLED = "cancelled", _("cancelled")
+    ALREADY_CANCELLED = "already_cancelled", _("already cancelled")
+    ALREADY_FINISHED = "already_finished", _("already finished")
+    NOT_FOUND = "not_found", _("not found")
+
+
+SUCCESSFUL = frozenset({Outcome.CANCELLED, Outcome.ALREADY_CANCELLED})
+"""Outcomes that are answered as ``cancelled``; the others are answered as ``failed``."""
+
+
+class Via(TextChoices):
+    """Why a run is part of a cancellation."""
+
+    REQUESTED = "requested", _("requested")
+    CASCADE = "cascade", _("cascade")
+
+
+class Delivery(TextChoices):
+    """Whether the executor of a cancelled run has been told."""
+
+    NOT_NEEDED = "not_needed", _("not needed")
+    PENDING = "pending", _("pending")
+    DELIVERED = "delivered", _("delivered")
+    FAILED = "failed", _("failed")
+
+
+class CancellationState(TextChoices):
+    """Progress of a cancellation. One that fits in a single transaction is born finished."""
+
+    RUNNING = "running", _("running")
+    FINISHED = "finished", _("finished")
+    ABORTED = "aborted", _("aborted")
