@@ -1,0 +1,414 @@
+"""Bodies that no well-meaning client sends, on both endpoints that read one."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.core.exceptions import RequestDataTooBig
+from django.core.handlers.asgi import ASGIRequest
+
+from django_run_cancel.api import parsing
+from tests.api.helpers import (
+    BULK,
+    UNKNOWN,
+    assert_sound,
+    in_time,
+    logged_in,
+    make_user,
+    nothing_changes,
+    raw_request,
+)
+from tests.helpers import ApiClient, make_run, statuses
+
+pytestmark = pytest.mark.django_db
+
+SINGLE = f"/v1/runs/{UNKNOWN}/cancel"
+ONE_ID = json.dumps({"run_ids": [UNKNOWN]})
+
+Body = Callable[[], bytes | str]
+
+# What is sent, and the statuses that the bulk endpoint may answer with.
+BODIES: dict[str, tuple[Body, set[int]]] = {
+    "50 MB": (lambda: b"a" * 50_000_000, {413}),
+    "50 MB of JSON": (lambda: b'{"run_ids": ["' + b"a" * 50_000_000 + b'"]}', {413}),
+    "just above the limit": (lambda: b" " * 2_621_441, {413}),
+    "100,000 ids": (lambda: json.dumps({"run_ids": ["tsk_1"] * 100_000}), {422}),
+    "100,000 nulls": (lambda: json.dumps({"run_ids": [None] * 100_000}), {422}),
+    "a million lists deep": (lambda: "[" * 1_000_000, {422}),
+    "a million lists deep, closed": (lambda: "[" * 1_000_000 + "]" * 1_000_000, {422}),
+    "deep in run_ids": (lambda: '{"run_ids": ' + "[" * 1_000_000, {422}),
+    "400,000 objects deep": (lambda: '{"a":' * 400_000, {422}),
+    "900 deep": (lambda: '{"run_ids": [' + "[" * 900 + "]" * 900 + "]}", {422}),
+    "900 deep elsewhere": (
+        lambda: '{"run_ids": [], "a": ' + '{"b":' * 900 + "1" + "}" * 900 + "}",
+        {200},
+    ),
+    "5,000 digits": (lambda: '{"run_ids": [' + "9" * 5_000 + "]}", {422}),
+    "5,000 digits, negative": (lambda: '{"run_ids": -' + "9" * 5_000 + "}", {422}),
+    "5,000 digits elsewhere": (lambda: '{"run_ids": [], "a": ' + "9" * 5_000 + "}", {200}),
+    "a million digits": (lambda: "9" * 1_000_000, {422}),
+    "4,000 digits": (lambda: "9" * 4_000, {422}),
+    "NaN": (lambda: '{"run_ids": [NaN]}', {422}),
+    "Infinity": (lambda: '{"run_ids": -Infinity}', {422}),
+    "Infinity alone": (lambda: "Infinity", {422}),
+    "1e999": (lambda: '{"run_ids": [1e999, -1e999]}', {422}),
+    "1e999 as a value": (lambda: '{"a": 1e999}', {422}),
+    "surrogate in a key": (lambda: '{"\\ud800": "\\udfff"}', {422}),
+    "surrogate in a wrong item": (lambda: '{"run_ids": [{"\\ud800": ["\\udfff"]}]}', {422}),
+    "surrogate as the list": (lambda: '{"run_ids": "\\ud800"}', {422}),
+    "surrogate in an id": (lambda: '{"run_ids": ["\\ud800", "a\\udfff"]}', {200}),
+    "surrogate as UTF-8": (lambda: b'{"run_ids": ["\xed\xa0\x80"]}', {200}),
+    "NUL in an id": (lambda: '{"run_ids": ["\\u0000", "tsk\\u0000"]}', {200}),
+    "NUL in the body": (lambda: b'{"run_ids": ["\0"]}', {422}),
+    "NULs": (lambda: b"\0" * 1_000, {400, 422}),
+    "odd ids": (lambda: json.dumps({"run_ids": ["", " ", "\n", "🦀", "e\u0301", "\u202e"]}), {200}),
+    "invalid UTF-8": (lambda: b'{"run_ids": ["\xff\xfe\x80"]}', {400}),
+    "cut UTF-8": (lambda: b'{"run_ids": ["\xf0\x9f"]}', {400}),
+    "BOM": (lambda: b"\xef\xbb\xbf" + ONE_ID.encode(), {200}),
+    "BOM alone": (lambda: b"\xef\xbb\xbf", {422}),
+    "two BOMs": (lambda: b"\xef\xbb\xbf" * 2 + ONE_ID.encode(), {422}),
+    "UTF-16": (lambda: ONE_ID.encode("utf-16"), {200}),
+    "UTF-16, big end first": (lambda: ONE_ID.encode("utf-16-be"), {200}),
+    "UTF-32": (lambda: ONE_ID.encode("utf-32"), {200}),
+    "cut UTF-32": (lambda: ONE_ID.encode("utf-32")[:-1], {400}),
+    "UTF-7": (lambda: '{"run_ids": ["é"]}'.encode("utf-7"), {200}),
+    "gzip": (lambda: gzip.compress(ONE_ID.encode()), {400}),
+    "duplicate keys": (lambda: '{"run_ids": 1, "run_ids": ["tsk_1"]}', {200}),
+    "duplicate keys, the wrong one last": (lambda: '{"run_ids": [], "run_ids": 1}', {422}),
+    "100,000 keys": (lambda: json.dumps({str(n): n for n in range(100_000)}), {422}),
+    "100 wide wrong items": (
+        lambda: json.dumps({"run_ids": [{"\0" * 200: {"🦀" * 200: ["🦀" * 200] * 9}}] * 100}),
+        {422},
+    ),
+    "wide and deep item": (
+        lambda: json.dumps({"run_ids": [{c * 200: {c * 200: c * 200} for c in "🦀🦞🦐"}]}),
+        {422},
+    ),
+    "an id of 60 kB": (lambda: json.dumps({"run_ids": ["a" * 60_000]}), {200}),
+    "empty": (lambda: b"", {422}),
+    "spaces": (lambda: b" \n\t ", {422}),
+    "comma in an object": (lambda: '{"run_ids": [] , \n}', {422}),
+    "half a document": (lambda: '{"run_ids": ["tsk_', {422}),
+    "two documents": (lambda: "{}{}", {422}),
+    "a comment": (lambda: '{"run_ids": [] /* all */}', {422}),
+    "XML": (lambda: "<run_ids/>", {422}),
+    "a form": (lambda: "run_ids=tsk_1", {422}),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_post__hostile_body(name: str, api: ApiClient) -> None:
+    make_run()
+    body, accepted = BODIES[name]
+    sent = body()
+    with nothing_changes(), in_time():
+        response = api.send(SINGLE, sent)
+    assert_sound(response, 400, 404, 413, 422)
+    with nothing_changes(), in_time():
+        response = api.send(BULK, sent)
+    answer = assert_sound(response, *accepted)
+    if response.status_code == 200:
+        asked = json.loads(sent, parse_int=str)["run_ids"]
+        assert answer == {"cancelled": [], "failed": asked}
+
+
+@pytest.mark.parametrize("name", ["50 MB", "a million lists deep", "invalid UTF-8", "empty"])
+def test_bulk__hostile_body_without_key(name: str, db: None) -> None:
+    """The key comes first: whatever the body is, it is not looked at."""
+    with in_time():
+        response = ApiClient("rc_wrong").send(BULK, BODIES[name][0]())
+    assert assert_sound(response, 403) == {"detail": "Invalid credentials"}
+
+
+def test_bulk__id_of_two_megabytes(api: ApiClient) -> None:
+    """The only answer that may be large: what was asked for, once."""
+    run_id = "\u20ac" * 800_000
+    with in_time():
+        response = api.send(BULK, f'{{"run_ids": ["{run_id}"]}}'.encode())
+    assert response.json() == {"cancelled": [], "failed": [run_id]}
+    assert len(response.content) < 2 * len(run_id.encode()) + 100
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ('{"run_ids": [1e999]}', "inf"),
+        ('{"run_ids": [NaN]}', "nan"),
+        ('{"run_ids": [' + "7" * 4_000 + "]}", "7" * 100 + "…"),
+        ('{"run_ids": [' + "7" * 5_000 + "]}", "inf"),
+        ('{"run_ids": [1.5]}', 1.5),
+        ('{"run_ids": [true]}', True),
+        ('{"run_ids": [null]}', None),
+        ('{"run_ids": [[1, 2, 3, 4]]}', [1, 2, 3, "…"]),
+        ('{"run_ids": [{"a": {"b": ["c", []]}}]}', {"a": {"b": "…"}}),
+        ('{"run_ids": [{"a": 1, "b": 2, "c": 3, "d": 4}]}', {"a": 1, "b": 2, "c": 3}),
+    ],
+)
+def test_bulk__echo_of_input(body: str, shown: Any, api: ApiClient) -> None:
+    (error,) = assert_sound(api.send(BULK, body), 422)["detail"]
+    assert (error["type"], error["loc"]) == ("string_type", ["body", "run_ids", 0])
+    assert error["input"] == shown
+
+
+def test_bulk__echo_of_many(api: ApiClient) -> None:
+    errors = assert_sound(api.cancel([["a"], "tsk_1", {"a": 1}, 5]), 422)["detail"]
+    assert [(error["loc"][2], error["input"]) for error in errors] == [(0, "…"), (2, "…"), (3, 5)]
+
+
+CHARSETS = [
+    "utf-8",
+    "UTF8",
+    "utf-16",
+    "utf-16-le",
+    "utf-32",
+    "utf-7",
+    "latin-1",
+    "cp037",
+    "cp1252",
+    "ascii",
+    "idna",
+    "punycode",
+    "bz2_codec",
+    "zlib",
+    "hex",
+    "base64",
+    "rot13",
+    "quopri",
+    "uu",
+    "raw_unicode_escape",
+    "unicode_escape",
+    "undefined",
+    "mbcs",
+    "nonsense",
+    '""',
+    ";;;",
+]
+
+
+def test_bulk__any_charset_parameter(api: ApiClient) -> None:
+    """JSON says its encoding itself; no codec is used for the sake of a header."""
+    run = make_run()
+    for charset in CHARSETS:
+        response = api.send(BULK, {"run_ids": [run.run_id]}, f"application/json; charset={charset}")
+        assert assert_sound(response, 200) == {"cancelled": [run.run_id], "failed": []}
+
+
+CONTENT_TYPES = {
+    "application/json": 200,
+    "APPLICATION/JSON ": 200,
+    "application/json;": 200,
+    "application/json;q=1;charset": 200,
+    "application/vnd.api+json": 200,
+    "application/+json": 200,
+    "": 415,
+    "text/json": 415,
+    "text/plain": 415,
+    "text/html": 415,
+    "application/jsonx": 415,
+    "application/json, text/plain": 415,
+    "application/x-www-form-urlencoded": 415,
+    "multipart/form-data": 415,
+    "multipart/form-data; boundary=x": 415,
+    "application/octet-stream": 415,
+    "*/*": 415,
+    "\0": 415,
+    "é": 415,
+    "a" * 8_000: 415,
+}
+
+
+@pytest.mark.parametrize("content_type", CONTENT_TYPES)
+def test_bulk__any_content_type(content_type: str, api: ApiClient) -> None:
+    run = make_run()
+    expected = CONTENT_TYPES[content_type]
+    response = raw_request(
+        api,
+        **{
+            "CONTENT_TYPE": content_type,
+            "CONTENT_LENGTH": str(len(ids_of(run))),
+            "wsgi.input": io.BytesIO(ids_of(run)),
+        },
+    )
+    assert_sound(response, expected)
+    assert statuses(run) == ["cancelled" if expected == 200 else "queued"]
+
+
+def ids_of(run: Any) -> bytes:
+    return json.dumps({"run_ids": [run.run_id]}).encode()
+
+
+FORMS = {
+    "form": ("application/x-www-form-urlencoded", b"run_ids=tsk_1"),
+    "form of a million fields": ("application/x-www-form-urlencoded", b"a&" * 1_000_000),
+    "form of 50 MB": ("application/x-www-form-urlencoded", b"a" * 50_000_000),
+    "multipart without boundary": ("multipart/form-data", b"--x--"),
+    "multipart with a bad boundary": ("multipart/form-data; boundary=\xe9", b"--x--"),
+    "multipart": (
+        "multipart/form-data; boundary=x",
+        b'--x\r\nContent-Disposition: form-data; name="run_ids"\r\n\r\ntsk_1\r\n--x--\r\n',
+    ),
+    "multipart, a field of 5 MB": (
+        "multipart/form-data; boundary=x",
+        b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n' + b"a" * 5_000_000 + b"\r\n",
+    ),
+    "multipart, a file of 50 MB": (
+        "multipart/form-data; boundary=x",
+        b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n'
+        + b"a" * 50_000_000
+        + b"\r\n--x--\r\n",
+    ),
+    "multipart, 10,000 parts": (
+        "multipart/form-data; boundary=x",
+        b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\na\r\n' * 10_000 + b"--x--",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("enforce_csrf_checks", [True, False])
+def test_bulk__form_with_session(name: str, enforce_csrf_checks: bool, db: None) -> None:
+    """Looking for the CSRF token makes Django parse forms, before we can refuse them."""
+    client = logged_in(make_user("cancel_run"), enforce_csrf_checks=enforce_csrf_checks)
+    content_type, body = FORMS[name]
+    make_run()
+    with nothing_changes(), in_time():
+        response = client.send(BULK, body, content_type)
+    assert_sound(response, *({400, 403, 413} if enforce_csrf_checks else {400, 413, 415}))
+
+
+@pytest.mark.parametrize(
+    ("declared", "status"),
+    [
+        ("1000", 400),
+        ("50000000", 413),
+        ("9" * 30, 413),
+        ("9" * 5_000, 422),
+        ("-1", 422),
+        ("abc", 422),
+        ("0x10", 422),
+        ("\u0661\u0661", 422),
+        ("1e3", 422),
+    ],
+)
+def test_bulk__wrong_content_length(declared: str, status: int, api: ApiClient) -> None:
+    """Without a length that it can read, Django takes the body to be empty."""
+    run = make_run()
+    body = io.BytesIO(ids_of(run))
+    response = raw_request(api, **{"CONTENT_LENGTH": declared, "wsgi.input": body})
+    assert_sound(response, status)
+    assert statuses(run) == ["queued"]
+
+
+@pytest.mark.parametrize("limit", [None, 0, 200])
+def test_bulk__limit_of_host(limit: int | None, api: ApiClient, settings: Any) -> None:
+    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = limit
+    effective = limit or parsing.MAX_BODY_BYTES
+    assert_sound(api.send(BULK, b'{"run_ids": []}'.ljust(effective)), 200)
+    assert_sound(api.send(BULK, b'{"run_ids": []}'.ljust(effective + 1)), 413)
+
+
+class Endless:
+    """A body that never ends, of which nobody may ask for much at a time."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.read_bytes = 0
+        self.error = error
+
+    def readline(self, size: int) -> bytes:
+        raise AssertionError
+
+    def read(self, size: int) -> bytes:
+        assert size <= parsing.MAX_BODY_BYTES + 1
+        if self.error is not None:
+            raise self.error
+        self.read_bytes += size
+        return b"a" * size
+
+
+@pytest.mark.parametrize("key", [True, False])
+def test_bulk__large_body_is_not_kept(key: bool, api: ApiClient) -> None:
+    """What a client is still sending is read and forgotten, or it would not see the answer."""
+    stream = Endless()
+    client = api if key else ApiClient()
+    declared = {"CONTENT_LENGTH": "50000000000", "wsgi.input": stream}
+    with in_time():
+        response = raw_request(client, **declared)
+    assert_sound(response, 413 if key else 403)
+    assert stream.read_bytes == parsing.MAX_DISCARDED_BYTES
+
+
+def test_bulk__slow_body_is_given_up(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parsing, "MAX_DISCARD_SECONDS", 0.0)
+    stream = Endless()
+    response = raw_request(api, **{"CONTENT_LENGTH": "50000000", "wsgi.input": stream})
+    assert_sound(response, 413)
+    assert stream.read_bytes == 0
+
+
+@pytest.mark.parametrize("declared", ["50000000", "100"])
+def test_bulk__broken_connection(declared: str, api: ApiClient) -> None:
+    stream = Endless(ConnectionResetError())
+    response = raw_request(api, **{"CONTENT_LENGTH": declared, "wsgi.input": stream})
+    assert_sound(response, 413 if declared == "50000000" else 400)
+
+
+CHUNKED = {"HTTP_TRANSFER_ENCODING": "chunked"}
+
+
+def test_bulk__chunked_where_the_server_delimits(api: ApiClient) -> None:
+    run = make_run()
+    body = io.BytesIO(ids_of(run))
+    response = raw_request(api, **CHUNKED, **{"wsgi.input": body, "wsgi.input_terminated": True})
+    assert assert_sound(response, 200) == {"cancelled": [run.run_id], "failed": []}
+
+
+def test_bulk__chunked_where_it_does_not(api: ApiClient) -> None:
+    run = make_run()
+    response = raw_request(api, **CHUNKED, **{"wsgi.input": Endless(AssertionError())})
+    assert_sound(response, 411)
+    assert statuses(run) == ["queued"]
+
+
+def test_bulk__chunked_without_end(api: ApiClient) -> None:
+    stream = Endless()
+    response = raw_request(api, **CHUNKED, **{"wsgi.input": stream, "wsgi.input_terminated": True})
+    assert_sound(response, 413)
+    assert stream.read_bytes <= parsing.MAX_DISCARDED_BYTES + parsing.MAX_BODY_BYTES + 1
+
+
+class MalformedChunk(Exception):
+    """Servers raise what they like."""
+
+
+def test_bulk__chunked_malformed(api: ApiClient) -> None:
+    stream = Endless(MalformedChunk())
+    response = raw_request(api, **CHUNKED, **{"wsgi.input": stream, "wsgi.input_terminated": True})
+    assert_sound(response, 400)
+
+
+def asgi_request(body: bytes) -> ASGIRequest:
+    headers = [(b"content-type", b"application/json"), (b"transfer-encoding", b"chunked")]
+    scope = {"type": "http", "method": "POST", "path": BULK, "query_string": b""}
+    return ASGIRequest({**scope, "headers": headers}, io.BytesIO(body))
+
+
+def test_read_json__chunked_under_asgi() -> None:
+    """Django has read the whole body from the server before."""
+    assert parsing.read_json(asgi_request(b'{"run_ids": []}')) == {"run_ids": []}
+    large = asgi_request(b"a" * 3_000_000)
+    with pytest.raises(RequestDataTooBig):
+        parsing.read_json(large)
+    rest = large.read()
+    parsing.discard_body(asgi_request(b"a"))
+    assert rest
+
+
+def test_bulk__body_read_by_middleware(api: ApiClient, settings: Any) -> None:
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "tests.api.middleware.ReadsBody"]
+    run = make_run()
+    assert assert_sound(api.cancel([run.run_id]), 200)["cancelled"] == [run.run_id]

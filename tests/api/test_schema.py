@@ -1,0 +1,170 @@
+"""The OpenAPI document, on its own and among the views of a host."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import yaml
+from django.core.management import call_command
+from django.test import Client
+from django.utils import translation
+from drf_spectacular.settings import spectacular_settings
+from drf_spectacular.validation import validate_schema
+from rest_framework.permissions import IsAuthenticated
+
+from django_run_cancel.api.document import DocumentView
+from tests.api.helpers import CONTRACT, assert_sound, key_client, logged_in, make_user
+
+COMPONENTS = [
+    "BulkCancelRunsRequest",
+    "BulkCancelRunsResponse",
+    "HTTPValidationError",
+    "ValidationError",
+]
+PATHS = {
+    "/v1/cancellations",
+    "/v1/cancellations/{cancellation_id}",
+    "/v1/cancellations/{cancellation_id}/items",
+    "/v1/runs",
+    "/v1/runs/cancel",
+    "/v1/runs/{run_id}",
+    "/v1/runs/{run_id}/cancel",
+}
+AUTO_SCHEMA = {"DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema"}
+
+
+def assert_contract(document: dict[str, Any]) -> None:
+    """Check path item and components, key for key; only the other product's brand may differ."""
+    contract = yaml.safe_load((CONTRACT / "openapi.yaml").read_text())
+    expected = contract["paths"]["/v1/runs/cancel"]
+    for place in (expected["post"]["parameters"][0], expected["post"]["parameters"][0]["schema"]):
+        assert place["description"].startswith("Skyvern API key for authentication.")
+        place["description"] = "API key for authentication."
+    assert document["openapi"].startswith("3.1")
+    assert document["paths"]["/v1/runs/cancel"] == expected
+    assert list(contract["components"]["schemas"]) == COMPONENTS
+    for name in COMPONENTS:
+        assert document["components"]["schemas"][name] == contract["components"]["schemas"][name]
+
+
+def spectacular(tmp_path: Any, *options: str) -> dict[str, Any]:
+    """Return what ``manage.py spectacular`` writes; any warning is an error."""
+    file = tmp_path / "openapi.json"
+    common = ["--validate", "--fail-on-warn", "--format", "openapi-json", "--file", str(file)]
+    call_command("spectacular", *common, *options)
+    document: dict[str, Any] = json.loads(file.read_text())
+    return document
+
+
+def served(client: Client | None = None, query: str = "") -> dict[str, Any]:
+    response = (client or Client()).get(f"/v1/openapi.json{query}")
+    document: dict[str, Any] = assert_sound(response, 200)
+    return document
+
+
+def test_document__contract() -> None:
+    document = served()
+    assert_contract(document)
+    validate_schema(document)
+    assert set(document["paths"]) == PATHS
+
+
+@pytest.mark.django_db
+def test_document__with_and_without_key() -> None:
+    expected = served()
+    assert served(key_client()) == expected
+    assert served(logged_in(make_user())) == expected
+    wrong = Client().get("/v1/openapi.json", headers={"x-api-key": "rc_wrong"})
+    assert_sound(wrong, 403)
+
+
+@pytest.mark.django_db
+def test_document__permission_of_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SERVE_PERMISSIONS of drf-spectacular holds for this document too."""
+    assert DocumentView.permission_classes == spectacular_settings.SERVE_PERMISSIONS
+    monkeypatch.setattr(DocumentView, "permission_classes", [IsAuthenticated])
+    assert_sound(Client().get("/v1/openapi.json"), 403)
+    assert_contract(served(logged_in(make_user())))
+
+
+def test_document__whatever_the_language_and_query() -> None:
+    expected = served()
+    assert served(query="?lang=de&version=2") == expected
+    with translation.override("de"):
+        assert served() == expected
+
+
+@pytest.mark.parametrize("oas_version", ["3.0.3", "3.1.0", "3.1.1"])
+def test_document__whatever_the_version_of_the_host(
+    oas_version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = served()
+    monkeypatch.setattr(spectacular_settings, "OAS_VERSION", oas_version)
+    assert served() == expected
+
+
+def test_document__threads() -> None:
+    """A schema on a class instead of a method loses components here."""
+    expected = Client().get("/v1/openapi.json").content
+
+    def fetch(number: int) -> bool:
+        client = Client()
+        return all(client.get("/v1/openapi.json").content == expected for _ in range(10))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(fetch, range(6)))
+
+
+@pytest.mark.parametrize("rest_framework", [{}, AUTO_SCHEMA])
+def test_spectacular__default_version(rest_framework: Any, tmp_path: Any, settings: Any) -> None:
+    settings.REST_FRAMEWORK = rest_framework
+    document = spectacular(tmp_path)
+    assert document["openapi"] == "3.0.3"
+    assert set(document["paths"]) == PATHS
+
+
+@pytest.mark.parametrize("rest_framework", [{}, AUTO_SCHEMA])
+def test_spectacular__contract(
+    rest_framework: Any, tmp_path: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.REST_FRAMEWORK = rest_framework
+    monkeypatch.setattr(spectacular_settings, "OAS_VERSION", "3.1.0")
+    assert_contract(spectacular(tmp_path))
+
+
+def test_spectacular__host_with_views(tmp_path: Any, settings: Any) -> None:
+    """A host's Run and Status keep their names, and ours do not mix with them."""
+    settings.REST_FRAMEWORK = AUTO_SCHEMA
+    settings.ROOT_URLCONF = "tests.api.host_urls"
+    document = spectacular(tmp_path)
+    assert {path for path in document["paths"] if path not in PATHS} == {"/jobs", "/v1/reports"}
+    schemas = document["components"]["schemas"]
+    assert set(schemas["Run"]["properties"]) == {"status", "progress"}
+    assert schemas["StatusEnum"]["enum"] == ["new", "old"]
+    assert set(schemas["CancellableRun"]["properties"]) > {"run_id", "status"}
+    assert set(served()["paths"]) == PATHS
+
+
+def test_spectacular__real_host(tmp_path: Any) -> None:
+    """The command as people call it, with OAS_VERSION 3.1.0 from a settings file."""
+    file = tmp_path / "openapi.yaml"
+    command = [sys.executable, "-m", "django", "spectacular", "--validate", "--fail-on-warn"]
+    environment = {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "tests.api.host_settings",
+        "DATABASE_URL": "sqlite://:memory:",  # Django 6.1 connects for its checks
+    }
+    root = CONTRACT.parent.parent
+    done = subprocess.run(
+        [*command, "--file", str(file)], env=environment, cwd=root, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    document = yaml.safe_load(file.read_text())
+    assert_contract(document)
+    assert {"/jobs", "/v1/reports"} < set(document["paths"])

@@ -1,0 +1,291 @@
+"""Cancelling one run, reading runs and cancellations."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.urls import reverse
+
+from django_run_cancel.models import Cancellation, get_run_model
+from tests.api.helpers import BULK, UNKNOWN, assert_sound, key_client, logged_in, make_user
+from tests.helpers import ApiClient, ids, make_run, make_runs, statuses
+
+pytestmark = pytest.mark.django_db
+
+RUN_FIELDS = {
+    "run_id",
+    "run_type",
+    "status",
+    "parent_run_id",
+    "title",
+    "metadata",
+    "created_at",
+    "queued_at",
+    "started_at",
+    "finished_at",
+    "failure_reason",
+    "cancellation_id",
+    "stop_state",
+    "stopped_at",
+}
+
+
+def cancel_one(client: ApiClient, run_id: str, **body: Any) -> Any:
+    return client.send(f"/v1/runs/{run_id}/cancel", body)
+
+
+def test_bulk__mixed_outcomes(api: ApiClient) -> None:
+    queued, running = make_run(), make_run("running")
+    done, cancelled = make_run("completed"), make_run("cancelled")
+    asked = [done.run_id, queued.run_id, UNKNOWN, cancelled.run_id, running.run_id, queued.run_id]
+    response = api.cancel(asked)
+    assert assert_sound(response, 200) == {
+        "cancelled": [queued.run_id, cancelled.run_id, running.run_id],
+        "failed": [done.run_id, UNKNOWN],
+    }
+    record = Cancellation.objects.get(cancellation_id=response["Cancellation-Id"])
+    assert (record.total_count, record.cancelled_count, record.failed_count) == (5, 3, 2)
+    assert (record.source, record.reason, record.force) == ("api", "", False)
+    again = api.cancel(asked)
+    assert again.json() == response.json()
+    assert again["Cancellation-Id"] != response["Cancellation-Id"]
+
+
+def test_bulk__nothing_asked(api: ApiClient) -> None:
+    response = api.cancel([])
+    assert assert_sound(response, 200) == {"cancelled": [], "failed": []}
+    assert "Cancellation-Id" not in response
+    assert not Cancellation.objects.exists()
+
+
+@pytest.mark.parametrize("count", [100, 101])
+def test_bulk__at_most_100(count: int, api: ApiClient) -> None:
+    runs = make_runs(count)
+    response = api.cancel(ids(runs))
+    if count == 100:
+        assert assert_sound(response, 200) == {"cancelled": ids(runs), "failed": []}
+        return
+    (error,) = assert_sound(response, 422)["detail"]
+    assert error["ctx"] == {"field_type": "List", "max_length": 100, "actual_length": 101}
+    assert error["input"] == [*ids(runs)[:3], "…"]
+    assert set(statuses(*runs)) == {"queued"}
+
+
+def test_bulk__checks_come_in_order(api: ApiClient) -> None:
+    """It is a list, it is not too long, it holds strings."""
+    kinds = [
+        [error["type"] for error in assert_sound(api.cancel(run_ids), 422)["detail"]]
+        for run_ids in ("x" * 101, [5] * 101, [5] * 100, {"a": 1})
+    ]
+    assert kinds == [["list_type"], ["too_long"], ["string_type"] * 100, ["list_type"]]
+
+
+@pytest.mark.parametrize("status", ["created", "queued", "running", "paused"])
+def test_single__active(status: str, api: ApiClient) -> None:
+    run = make_run(status, title="crawl", metadata={"n": 1})
+    child = run.create_child(status="running")
+    response = cancel_one(api, run.run_id, reason="too slow")
+    answer = assert_sound(response, 200)
+    assert set(answer) == RUN_FIELDS
+    assert (answer["run_id"], answer["status"]) == (run.run_id, "cancelled")
+    waiting = status in ("created", "queued")
+    assert answer["stop_state"] == ("never_started" if waiting else "stopping")
+    assert (answer["stopped_at"] is not None) is waiting
+    assert (answer["title"], answer["metadata"]) == ("crawl", {"n": 1})
+    assert answer["cancellation_id"] == response["Cancellation-Id"]
+    record = Cancellation.objects.get(cancellation_id=response["Cancellation-Id"])
+    assert (record.reason, record.cascaded_count) == ("too slow", 1)
+    assert statuses(child) == ["cancelled"]
+
+
+def test_single__repeated(api: ApiClient) -> None:
+    run = make_run()
+    first, second = cancel_one(api, run.run_id), cancel_one(api, run.run_id)
+    assert assert_sound(second, 200) == first.json()
+    assert second["Cancellation-Id"] != first["Cancellation-Id"]
+    (item,) = Cancellation.objects.get(cancellation_id=second["Cancellation-Id"]).items.all()
+    assert item.outcome == "already_cancelled"
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "terminated", "timed_out"])
+def test_single__finished(status: str, api: ApiClient) -> None:
+    run = make_run(status)
+    response = cancel_one(api, run.run_id)
+    detail = f"The run is {status} and can no longer be cancelled"
+    assert assert_sound(response, 409) == {"detail": detail}
+    (item,) = Cancellation.objects.get(cancellation_id=response["Cancellation-Id"]).items.all()
+    assert (item.outcome, item.previous_status) == ("already_finished", status)
+    assert statuses(run) == [status]
+
+
+def test_single__unknown(api: ApiClient) -> None:
+    response = cancel_one(api, UNKNOWN)
+    assert assert_sound(response, 404) == {"detail": "Not Found"}
+    assert Cancellation.objects.get().cancellation_id == response["Cancellation-Id"]
+
+
+def test_single__gone_meanwhile(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run()
+    finish = Cancellation.__init__
+
+    def delete(self: Any, *args: Any, **kwargs: Any) -> None:
+        finish(self, *args, **kwargs)
+        get_run_model()._default_manager.filter(pk=run.pk).delete()
+
+    monkeypatch.setattr(Cancellation, "__init__", delete)
+    assert_sound(cancel_one(api, run.run_id), 404)
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"{}", b'{"reason": ""}', b'{"other": 1}'])
+def test_single__needs_no_body(body: bytes, api: ApiClient) -> None:
+    run = make_run()
+    assert_sound(api.send(f"/v1/runs/{run.run_id}/cancel", body), 200)
+    assert Cancellation.objects.get().reason == ""
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        (None, "string_type"),
+        (5, "string_type"),
+        (["a"], "string_type"),
+        ("a" * 2_001, "string_invalid"),
+        ("a\0", "string_invalid"),
+        ("\ud800", "string_invalid"),
+    ],
+)
+def test_single__wrong_reason(reason: Any, kind: str, api: ApiClient) -> None:
+    run = make_run()
+    (error,) = assert_sound(cancel_one(api, run.run_id, reason=reason), 422)["detail"]
+    assert (error["type"], error["loc"]) == (kind, ["body", "reason"])
+    assert statuses(run) == ["queued"]
+
+
+@pytest.mark.parametrize("reason", ["a" * 2_000, "🦀\n\u202e", " "])
+def test_single__strange_reason(reason: str, api: ApiClient) -> None:
+    run = make_run()
+    response = cancel_one(api, run.run_id, reason=reason)
+    assert_sound(response, 200)
+    path = f"/v1/cancellations/{response['Cancellation-Id']}"
+    assert api.get(path).json()["reason"] == reason
+
+
+@pytest.mark.parametrize("body", [b"[]", b'"why"', b"5"])
+def test_single__body_is_no_object(body: bytes, api: ApiClient) -> None:
+    (error,) = assert_sound(api.send(f"/v1/runs/{UNKNOWN}/cancel", body), 422)["detail"]
+    assert (error["type"], error["loc"]) == ("model_attributes_type", ["body"])
+
+
+def test_run__detail(api: ApiClient) -> None:
+    parent = make_run("running")
+    run = parent.create_child(run_type="workflow", metadata={"a": ["é", None]})
+    answer = assert_sound(api.get(f"/v1/runs/{run.run_id}"), 200)
+    assert set(answer) == RUN_FIELDS
+    assert answer["run_id"].startswith("wr_")
+    assert answer["metadata"] == {"a": ["é", None]}
+    assert (answer["parent_run_id"], answer["cancellation_id"]) == (parent.run_id, None)
+    assert answer["stop_state"] == ""
+    assert assert_sound(api.get(f"/v1/runs/{parent.run_id}"), 200)["parent_run_id"] is None
+    assert_sound(api.get(f"/v1/runs/{run.run_id.upper()}"), 404)
+
+
+@pytest.mark.parametrize("run_id", ["a/b", "a b", "tsk.1~2", "é", "a%2Fb", "?#", "cancel", "a/"])
+def test_run__id_of_the_hosts_making(run_id: str, api: ApiClient) -> None:
+    """Ids are the host's to choose; only a slash at the end cannot be told from a path's."""
+    make_run(run_id=run_id)
+    path = reverse("django_run_cancel:run", args=[run_id])
+    if run_id == "cancel":  # taken by the bulk endpoint
+        assert_sound(api.get(path), 405)
+    elif run_id == "a/":
+        assert_sound(api.get(path), 404)
+    else:
+        assert assert_sound(api.get(path), 200)["run_id"] == run_id
+        path = reverse("django_run_cancel:cancel-run", args=[run_id])
+        assert assert_sound(api.send(path, b""), 200)["status"] == "cancelled"
+    assert assert_sound(api.cancel([run_id]), 200)["cancelled"] == [run_id]
+
+
+def test_any__trailing_slash(api: ApiClient) -> None:
+    run = make_run()
+    record = api.cancel([UNKNOWN])["Cancellation-Id"]
+    gets = [
+        "/v1/runs",
+        f"/v1/runs/{run.run_id}",
+        "/v1/cancellations",
+        f"/v1/cancellations/{record}",
+        f"/v1/cancellations/{record}/items",
+    ]
+    for path in gets:
+        assert assert_sound(api.get(f"{path}/"), 200) == api.get(path).json()
+    for path in (BULK, f"/v1/runs/{run.run_id}/cancel"):
+        assert_sound(api.send(f"{path}/", {"run_ids": []}), 200)
+
+
+def test_cancellation__detail(api: ApiClient) -> None:
+    run = make_run()
+    before = datetime.now(UTC)
+    record = cancel_one(api, run.run_id, reason="why")["Cancellation-Id"]
+    answer = assert_sound(api.get(f"/v1/cancellations/{record}"), 200)
+    requested_at = datetime.fromisoformat(answer.pop("requested_at"))
+    assert before <= requested_at <= datetime.now(UTC)
+    assert answer.pop("requested_by").startswith("tests (rc_")
+    assert answer == {
+        "cancellation_id": record,
+        "source": "api",
+        "reason": "why",
+        "force": False,
+        "total_count": 1,
+        "cancelled_count": 1,
+        "failed_count": 0,
+        "cascaded_count": 0,
+    }
+
+
+def test_cancellation__of_a_user() -> None:
+    client = logged_in(make_user("cancel_run"))
+    record = client.cancel(["tsk_1"])["Cancellation-Id"]
+    answer = assert_sound(client.get(f"/v1/cancellations/{record}"), 200)
+    assert answer["requested_by"] == "ann"
+    # No tenant is known, so that no key sees it.
+    assert_sound(key_client().get(f"/v1/cancellations/{record}"), 404)
+
+
+def test_items__evidence(api: ApiClient) -> None:
+    queued, running, done = make_run(), make_run("running"), make_run("completed")
+    child = running.create_child(status="running")
+    asked = [*ids([running, done, queued]), UNKNOWN, "a\0b"]
+    record = api.cancel(asked)["Cancellation-Id"]
+    rows = assert_sound(api.get(f"/v1/cancellations/{record}/items"), 200)["results"]
+    told = [
+        (row["run_id"], row["outcome"], row["via"], row["previous_status"], row["stop_state"])
+        for row in rows
+    ]
+    assert told == [
+        (running.run_id, "cancelled", "requested", "running", "stopping"),
+        (done.run_id, "already_finished", "requested", "completed", ""),
+        (queued.run_id, "cancelled", "requested", "queued", "never_started"),
+        (UNKNOWN, "not_found", "requested", "", ""),
+        ("a\\x00b…", "not_found", "requested", "", ""),
+        (child.run_id, "cancelled", "cascade", "running", "stopping"),
+    ]
+    assert [row["delivery"] for row in rows[:3]] == ["pending", "not_needed", "pending"]
+    assert [row["stopped_at"] is not None for row in rows] == [False, False, True] + [False] * 3
+    assert {row["attempts"] for row in rows} == {0}
+
+    runs = get_run_model()._default_manager
+    runs.filter(run_id=running.run_id).update(
+        stop_state="acknowledged", stopped_at=datetime.now(UTC)
+    )
+    runs.filter(run_id=child.run_id).delete()
+    rows = api.get(f"/v1/cancellations/{record}/items").json()["results"]
+    assert [row["stop_state"] for row in rows] == ["acknowledged", "", "never_started", "", "", ""]
+
+
+def test_items__run_created_after_it_was_not_found(api: ApiClient) -> None:
+    """Evidence belongs to the run that was cancelled, not to a later one of the same id."""
+    record = api.cancel(["tsk_1"])["Cancellation-Id"]
+    make_run("cancelled", run_id="tsk_1", stop_state="killed")
+    (row,) = api.get(f"/v1/cancellations/{record}/items").json()["results"]
+    assert row["stop_state"] == ""

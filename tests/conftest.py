@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.core.cache import cache
+from django.db import connection
+
+from django_run_cancel.models import ApiKey
+from tests.helpers import ApiClient
+
+DATABASES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MariaDB"}
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what the run was against, so that nothing is skipped silently."""
+    name = DATABASES[connection.vendor]
+    others = ", ".join(sorted(set(DATABASES.values()) - {name}))
+    terminalreporter.write_sep("=", "databases and brokers")
+    terminalreporter.write_line(f"Ran against: {name}. Brokers: none are used yet.")
+    terminalreporter.write_line(f"Not in this run: {others} (set DATABASE_URL, or run .ci/run).")
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache() -> Iterator[None]:
+    yield
+    cache.clear()
+
+
+@pytest.fixture
+def secret(db: None) -> str:
+    """Return a key for runs without a tenant."""
+    return ApiKey.issue("tests")[1]
+
+
+@pytest.fixture
+def api(secret: str) -> ApiClient:
+    return ApiClient(secret)

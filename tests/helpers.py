@@ -1,0 +1,63 @@
+"""What several test modules need."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django.db import connection
+from django.http import HttpResponse
+from django.test import Client
+
+from django_run_cancel.models import AbstractRun, get_run_model
+from django_run_cancel.states import RunStatus
+
+IS_SQLITE = connection.vendor == "sqlite"
+IS_POSTGRESQL = connection.vendor == "postgresql"
+IS_MYSQL = connection.vendor == "mysql"
+
+
+def make_run(status: str = RunStatus.QUEUED, **fields: Any) -> Any:
+    """Create a run that its executor knows, unless ``external_id=""`` says otherwise."""
+    fields = {"backend": "dummy", "external_id": "job", **fields}
+    return get_run_model()._default_manager.create(status=status, **fields)
+
+
+def make_runs(count: int, status: str = RunStatus.QUEUED, **fields: Any) -> list[Any]:
+    """Create many runs at once."""
+    model = get_run_model()
+    runs = [
+        model(status=status, backend="dummy", external_id="job", **fields) for _ in range(count)
+    ]
+    return model._default_manager.bulk_create(runs)
+
+
+def ids(runs: list[Any]) -> list[str]:
+    return [run.run_id for run in runs]
+
+
+def statuses(*runs: AbstractRun) -> list[str]:
+    """Return the statuses in the database, in the order given."""
+    found = dict(get_run_model()._default_manager.values_list("run_id", "status"))
+    return [found[run.run_id] for run in runs]
+
+
+class ApiClient(Client):
+    """Sends JSON with an API key."""
+
+    def __init__(self, key: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if key is not None:
+            self.defaults["HTTP_X_API_KEY"] = key
+
+    def cancel(self, run_ids: Any, **headers: str) -> HttpResponse:
+        """Ask to cancel runs; ``headers`` are spelt with underscores."""
+        return self.send("/v1/runs/cancel", {"run_ids": run_ids}, **headers)
+
+    def send(
+        self, path: str, body: Any, content_type: str = "application/json", **headers: str
+    ) -> HttpResponse:
+        """Post a body: bytes and strings as they are, anything else as JSON."""
+        data = body if isinstance(body, bytes | str) else json.dumps(body)
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.generic("POST", path, data, content_type=content_type, headers=sent)

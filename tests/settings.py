@@ -1,0 +1,53 @@
+"""Settings of the test suite. ``DATABASE_URL`` chooses the database; SQLite by default."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import environ
+import pymysql
+
+pymysql.install_as_MySQLdb()
+
+SECRET_KEY = "only for tests"
+USE_TZ = True
+TIME_ZONE = "America/St_Johns"  # not UTC: mistakes with time zones show
+ROOT_URLCONF = "tests.urls"
+ALLOWED_HOSTS = ["testserver", "127.0.0.1", "localhost"]
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "rest_framework",
+    "drf_spectacular",
+    "django_run_cancel",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+# A file, not :memory:, so that threads and server processes meet in it.
+SQLITE_FILE = Path(tempfile.gettempdir()) / f"run_cancel_tests_{os.getpid()}.sqlite3"
+
+DATABASE: dict[str, Any] = environ.Env.db_url_config(
+    os.environ.get("DATABASE_URL", f"sqlite:///{SQLITE_FILE}")
+)
+DATABASE.setdefault("OPTIONS", {})
+if DATABASE["ENGINE"].endswith("sqlite3"):
+    DATABASE["TEST"] = {"NAME": str(SQLITE_FILE)}
+    DATABASE["OPTIONS"] |= {
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF",
+    }
+elif DATABASE["ENGINE"].endswith("mysql"):
+    DATABASE["OPTIONS"] |= {"charset": "utf8mb4"}
+    DATABASE["TEST"] = {"CHARSET": "utf8mb4", "COLLATION": "utf8mb4_general_ci"}
+DATABASES = {"default": DATABASE}

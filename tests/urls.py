@@ -1,0 +1,7 @@
+"""URLs of the test project: the single line that the documentation asks for."""
+
+from __future__ import annotations
+
+from django.urls import include, path
+
+urlpatterns = [path("v1/", include("django_run_cancel.api.urls"))]
