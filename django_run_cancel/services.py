@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +21,9 @@ from django_run_cancel.decision import Item, decide
 from django_run_cancel.exceptions import IdempotencyKeyReused
 from django_run_cancel.ids import is_storable
 from django_run_cancel.models import ApiKey, Cancellation, CancellationItem, get_run_model
+from django_run_cancel.origin import Origin
 from django_run_cancel.sql import LockedRun
-from django_run_cancel.states import (
-    SUCCESSFUL,
-    Delivery,
-    Outcome,
-    Source,
-    Via,
-)
+from django_run_cancel.states import SUCCESSFUL, Delivery, Outcome, Source, Via
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -53,12 +48,14 @@ class CancelResult:
         cancelled: Ids that were asked for and are cancelled now, in the order asked.
         failed: Ids that were asked for and are not: finished, unknown or out of reach.
         items: What happened to each run, children included.
+        is_replay: Whether this is the answer of an earlier call with the same idempotency key.
     """
 
     cancellation: Cancellation | None
     cancelled: list[str]
     failed: list[str]
     items: Sequence[Item]
+    is_replay: bool = field(default=False, compare=False)
 
 
 def cancel_runs(
@@ -67,6 +64,7 @@ def cancel_runs(
     runs: QuerySet[Any] | None = None,
     requested_by: str | ApiKey | AbstractBaseUser,
     source: str = Source.PYTHON,
+    origin: Origin = Origin(),  # noqa: B008 - immutable
     reason: str = "",
     force: bool = False,
     dry_run: bool = False,
@@ -82,6 +80,7 @@ def cancel_runs(
             the host's hides. Descendants always go with them.
         requested_by: Who asks: a user, an API key, or a label of up to 255 characters.
         source: Where from, one of ``Source``.
+        origin: Where from more exactly: the HTTP request, when there is one.
         reason: Why, for people; up to 2,000 characters.
         force: Recorded for what tells the executors: they may be harsh at once.
         dry_run: Decide, but lock and write nothing.
@@ -100,7 +99,7 @@ def cancel_runs(
             transaction of the caller's can only be rolled back.
     """
     asked = _checked_ids(run_ids)
-    request = _checked_request(requested_by, source, reason, force)
+    request = _checked_request(requested_by, source, reason, force) | asdict(origin)
     if idempotency_key is not None:
         request["idempotency_key"] = _checked_text("idempotency_key", idempotency_key, 255)
         request["request_digest"] = _digest(asked, reason, force)
@@ -341,4 +340,4 @@ def _replay(record: Cancellation, asked: list[str], request: dict[str, Any]) -> 
     for row in rows.order_by("pk"):
         run_id = next(exact) if row.via == Via.REQUESTED else row.run_id
         items.append(Item(run_id, Outcome(row.outcome), Via(row.via), row.previous_status))
-    return _result(record, items)
+    return replace(_result(record, items), is_replay=True)

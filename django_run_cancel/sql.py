@@ -133,6 +133,29 @@ def read_children(model: type[Model], pks: Iterable[Any], using: str) -> set[Any
     return found
 
 
+def read_distinct(rows: QuerySet[Any], name: str, limit: int) -> list[Any]:
+    """Return the first values of an indexed field among these rows, in ascending order.
+
+    One look into the index for each, where DISTINCT would read all rows.
+    """
+    using = rows.db
+    try:
+        query, params = rows.order_by().values(name).query.get_compiler(using).as_sql()
+    except EmptyResultSet:
+        return []
+    field = connections[using].ops.quote_name(_column(rows.model._meta.get_field(name)))
+    least = f"SELECT MIN({field}) FROM ({query}) rows_of_scope"
+    found = _fetch(
+        using,
+        f"WITH RECURSIVE found (value, number) AS (SELECT ({least}), 1 UNION ALL"
+        f" SELECT ({least} WHERE {field} > found.value), found.number + 1"
+        " FROM found WHERE found.value IS NOT NULL AND found.number < %s"
+        ") SELECT value FROM found WHERE value IS NOT NULL",
+        [*params, *params, limit],
+    )
+    return [value for (value,) in found]
+
+
 def lock_ancestors(model: type[Model], pk: Any, using: str) -> list[LockedRun]:
     """Lock a run and all runs above it, in the same order as a cancellation does.
 

@@ -62,6 +62,16 @@ class StopState(TextChoices):
     PRESUMED = "presumed", _("presumed")
 
 
+STATE_WORDS = {
+    StopState.STOPPING: _("cancelled, stopping"),
+    StopState.NEVER_STARTED: _("cancelled, never started"),
+    StopState.ACKNOWLEDGED: _("cancelled, stopped (acknowledged)"),
+    StopState.KILLED: _("cancelled, stopped (killed)"),
+    StopState.PRESUMED: _("cancelled, presumed stopped"),
+}
+"""What to call a cancelled run: never just cancelled, as its work may go on."""
+
+
 class Source(TextChoices):
     """Where a cancellation was asked for."""
 

@@ -240,7 +240,9 @@ class TestApiKey:
 
     def test_authenticate__expired(self) -> None:
         now = timezone.now()
-        assert ApiKey.authenticate(ApiKey.issue("past", expires_at=now)[1]) is None
+        row, key = ApiKey.issue("past", expires_at=now + timedelta(minutes=5))
+        ApiKey.objects.filter(pk=row.pk).update(expires_at=now)
+        assert ApiKey.authenticate(key) is None
         later = now + timedelta(minutes=5)
         assert ApiKey.authenticate(ApiKey.issue("future", expires_at=later)[1]) is not None
 

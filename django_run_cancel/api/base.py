@@ -27,6 +27,7 @@ from django_run_cancel.api.serializers import (
 )
 from django_run_cancel.api.throttling import RunThrottle
 from django_run_cancel.models import ApiKey
+from django_run_cancel.origin import Origin
 from django_run_cancel.services import CancelResult, cancel_runs
 from django_run_cancel.states import Source
 
@@ -117,6 +118,7 @@ class RunCancelView(GenericAPIView[Any]):
             runs=visible_runs(request),
             requested_by=request.auth if isinstance(request.auth, ApiKey) else request.user,  # type: ignore[arg-type]  # MayCancelRuns lets no anonymous user pass
             source=Source.API,
+            origin=Origin.of(request._request),
             reason=reason,
             idempotency_key=idempotency_key,
         )

@@ -15,8 +15,9 @@ from django_run_cancel.api.serializers import (
     RunCancellationItemSerializer,
     RunCancellationSerializer,
 )
+from django_run_cancel.evidence import with_evidence
 from django_run_cancel.ids import is_storable
-from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
+from django_run_cancel.models import Cancellation
 
 CANCELLATION_ID = id_parameter(
     "cancellation_id", "From the header Cancellation-Id, or from a run that was cancelled."
@@ -87,19 +88,6 @@ class CancellationItemListView(RunCancelView):
         """Answer with a page of them."""
         items = get_cancellation(request, cancellation_id).items.all()
         return self.page(items, with_evidence)
-
-
-def with_evidence(items: list[CancellationItem]) -> list[CancellationItem]:
-    """Add to each item how the work of its run ended, as far as that is known."""
-    runs = get_run_model()._base_manager.filter(run_id__in=[item.run_id for item in items])
-    evidence = {run_id: rest for run_id, *rest in runs.values_list(*EVIDENCE)}
-    for item in items:
-        found = evidence.get(item.run_id) if item.previous_status else None
-        item.stop_state, item.stopped_at = found or ("", None)  # type: ignore[attr-defined]  # for the serializer
-    return items
-
-
-EVIDENCE = ("run_id", "stop_state", "stopped_at")
 
 
 def get_cancellation(request: Request, cancellation_id: str) -> Cancellation:

@@ -118,6 +118,8 @@ class RunCancellationSerializer(serializers.Serializer[Any]):
     source = serializers.CharField(  # type: ignore[assignment]  # DRF takes declared fields off the class
         help_text="api, admin, command, python or bulk."
     )
+    ip_address = serializers.CharField(allow_null=True, help_text="Of the client that asked.")
+    request_id = serializers.CharField(help_text="The X-Request-ID of the request, if any.")
     reason = serializers.CharField()
     force = serializers.BooleanField()
     requested_at = UtcField()

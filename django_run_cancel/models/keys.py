@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import secrets
 from datetime import datetime, timedelta
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from django.core.exceptions import ValidationError
 from django.db import models, router
 from django.db.models import Q
 from django.utils import timezone
@@ -19,6 +20,14 @@ TOUCH_INTERVAL = timedelta(minutes=1)
 
 SCHEME = "rc_"
 PREFIX_LENGTH = len(SCHEME) + 8
+
+
+class KeyState(models.TextChoices):
+    """Whether a key works."""
+
+    WORKS = "works", _("works")
+    EXPIRED = "expired", _("expired")
+    REVOKED = "revoked", _("revoked")
 
 
 class ApiKey(models.Model):
@@ -72,18 +81,27 @@ class ApiKey(models.Model):
         Raises:
             ValidationError: A value does not fit its column.
         """
-        key = SCHEME + secrets.token_urlsafe(32)
-        row = cls(
-            name=name,
-            prefix=key[:PREFIX_LENGTH],
-            digest=digest(key),
-            tenant=tenant,
-            read_only=read_only,
-            expires_at=expires_at,
-        )
+        row = cls(name=name, tenant=tenant, read_only=read_only, expires_at=expires_at)
+        key = row.set_key()
         row.full_clean()
         row.save(force_insert=True)
         return row, key
+
+    def set_key(self) -> str:
+        """Generate the key of a row that is not saved yet, and return it."""
+        key = SCHEME + secrets.token_urlsafe(32)
+        self.prefix = key[:PREFIX_LENGTH]
+        self.digest = digest(key)
+        return key
+
+    def clean(self) -> None:
+        """Check a new key.
+
+        Raises:
+            ValidationError: It would never work.
+        """
+        if self._state.adding and self.expires_at and self.expires_at <= timezone.now():
+            raise ValidationError({"expires_at": _("This is in the past.")})
 
     @classmethod
     def authenticate(cls, key: str) -> ApiKey | None:
@@ -103,6 +121,27 @@ class ApiKey(models.Model):
             keys.filter(unnoted, pk=row.pk).update(last_used_at=now)
             row.last_used_at = now
         return row
+
+    @property
+    def state(self) -> KeyState:
+        """Whether the key works."""
+        if self.revoked_at is not None:
+            return KeyState.REVOKED
+        if self.expires_at is not None and self.expires_at <= timezone.now():
+            return KeyState.EXPIRED
+        return KeyState.WORKS
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what may be known of the key as JSON values; times are in ISO 8601."""
+        times = ("created_at", "expires_at", "revoked_at", "last_used_at")
+        return {
+            "name": self.name,
+            "prefix": self.prefix,
+            "tenant": self.tenant,
+            "read_only": self.read_only,
+            "state": self.state.value,
+            **{name: (at := getattr(self, name)) and at.isoformat() for name in times},
+        }
 
     def revoke(self) -> None:
         """Stop the key from working, at once and for good."""

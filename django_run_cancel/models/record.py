@@ -39,6 +39,8 @@ class Cancellation(models.Model):
         related_name="+",
     )
     source = ExactCharField(_("source"), max_length=16, choices=Source)
+    ip_address = models.GenericIPAddressField(_("IP address"), null=True, blank=True)
+    request_id = ExactCharField(_("request id"), max_length=128, blank=True, default="")
     reason = models.TextField(_("reason"), blank=True, default="")
     force = models.BooleanField(_("force"), default=False)
     idempotency_key = ExactCharField(_("idempotency key"), max_length=255, null=True, blank=True)
@@ -113,8 +115,8 @@ class CancellationItem(models.Model):
     last_error = models.TextField(_("last error"), blank=True, default="")
 
     class Meta:
-        verbose_name = _("cancelled run")
-        verbose_name_plural = _("cancelled runs")
+        verbose_name = _("cancellation item")
+        verbose_name_plural = _("cancellation items")
         indexes: ClassVar[list[models.Index]] = [
             models.Index(fields=["run_id"], name="run_cancel_item_run_idx"),
             models.Index(fields=["delivery", "next_attempt_at"], name="run_cancel_item_due_idx"),

@@ -15,7 +15,15 @@ from django_run_cancel import sql
 from django_run_cancel.conf import settings
 from django_run_cancel.exceptions import RunCancelled, StateNotWritable, TransitionNotAllowed
 from django_run_cancel.fields import ExactCharField, ParentField, RunIdField
-from django_run_cancel.states import ACTIVE, SOURCES, TERMINAL, RunStatus, RunType
+from django_run_cancel.states import (
+    ACTIVE,
+    SOURCES,
+    STATE_WORDS,
+    TERMINAL,
+    RunStatus,
+    RunType,
+    StopState,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -119,6 +127,8 @@ class AbstractRun(models.Model):
             # The same for operators, who see all tenants.
             models.Index(fields=["created_at"]),
             models.Index(fields=["status", "created_at"]),
+            models.Index(fields=["run_type", "created_at"]),
+            models.Index(fields=["stop_state", "created_at"]),
         ]
         permissions: ClassVar[list[tuple[str, Any]]] = [
             ("cancel_run", _("Can cancel runs")),
@@ -152,6 +162,13 @@ class AbstractRun(models.Model):
             else:
                 kwargs["update_fields"] = self._fields_to_save()
         super().save(**kwargs)
+
+    @property
+    def state_words(self) -> Any:
+        """The state for people: that of a cancelled run says how far its work has stopped."""
+        if self.status == RunStatus.CANCELLED:
+            return STATE_WORDS[StopState(self.stop_state or StopState.STOPPING)]
+        return RunStatus(self.status).label
 
     def _fields_to_save(self) -> list[str]:
         deferred = self.get_deferred_fields()

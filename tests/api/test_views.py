@@ -234,6 +234,8 @@ def test_cancellation__detail(api: ApiClient) -> None:
     assert answer == {
         "cancellation_id": record,
         "source": "api",
+        "ip_address": "127.0.0.1",
+        "request_id": "",
         "reason": "why",
         "force": False,
         "total_count": 1,
