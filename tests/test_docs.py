@@ -448,7 +448,14 @@ def exists(dotted: str) -> bool:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(
-    "page", ["quickstart.md", "howto/runs.md", "howto/transactions.md", "howto/access.md"]
+    "page",
+    [
+        "quickstart.md",
+        "howto/runs.md",
+        "howto/operators.md",
+        "howto/transactions.md",
+        "howto/access.md",
+    ],
 )
 def test_page_does_what_it_says(page: str) -> None:
     _, printed, expected = run_page(page)

@@ -1,0 +1,89 @@
+"""API keys in the admin: created, shown once, revoked."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from django_run_cancel.admin.base import AnyModelAdmin
+from django_run_cancel.models import ApiKey
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(AnyModelAdmin):
+    """API keys. What a key may do is settled when it is created."""
+
+    class Media:
+        css: ClassVar[Any] = {"all": ["django_run_cancel/admin.css"]}
+
+    list_display = (
+        "name",
+        "prefix",
+        "tenant",
+        "read_only",
+        "state_label",
+        "created_at",
+        "last_used_at",
+    )
+    list_filter = ("read_only",)
+    search_fields = ("=prefix", "name", "=tenant")
+    ordering = ("-created_at",)
+    actions = ("revoke",)
+    fields = ("name", "tenant", "read_only", "expires_at")
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Return what there is to choose or, of a key that exists, what there is to see."""
+        if obj is None:
+            return self.fields
+        return (*self.fields, "prefix", "state_label", "created_at", "revoked_at", "last_used_at")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Allow nothing but the name to be changed."""
+        return [name for name in self.get_fields(request, obj) if obj and name != "name"]
+
+    @admin.display(description=gettext_lazy("state"))
+    def state_label(self, row: ApiKey) -> Any:
+        """Return whether the key works."""
+        return row.state.label
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """Save a key, and generate a new one."""
+        if not change:
+            request.new_api_key = obj.set_key()  # type: ignore[attr-defined]
+        super().save_model(request, obj, form, change)
+
+    def response_add(
+        self, request: HttpRequest, obj: Any, post_url_continue: str | None = None
+    ) -> HttpResponse:
+        """Show the key. It is in no message and no session, which would keep it."""
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "media": self.media,
+            "title": _("The new API key"),
+            "row": obj,
+            "key": request.new_api_key,  # type: ignore[attr-defined]
+        }
+        request.current_app = self.admin_site.name
+        return TemplateResponse(request, "admin/django_run_cancel/new_key.html", context)
+
+    @admin.action(
+        permissions=["change"],
+        description=gettext_lazy("Revoke selected %(verbose_name_plural)s"),
+    )
+    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
+        """Stop keys from working, at once and for good."""
+        rows = list(queryset.filter(revoked_at=None))
+        for row in rows:
+            row.revoke()
+        user: Any = request.user  # not anonymous
+        LogEntry.objects.log_actions(user.pk, rows, CHANGE, _("Revoked."))
+        text = ngettext("%d key no longer works.", "%d keys no longer work.", len(rows))
+        self.message_user(request, text % len(rows), messages.SUCCESS)

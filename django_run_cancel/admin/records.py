@@ -1,0 +1,197 @@
+"""The record in the admin: who cancelled what, when and why, and what happened to each run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.contrib import admin
+from django.db.models import Q, QuerySet
+from django.forms.models import BaseInlineFormSet
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.text import Truncator
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from django_run_cancel.admin.base import (
+    AnyModelAdmin,
+    FastListMixin,
+    ReadOnlyMixin,
+    link,
+    searched,
+    starts_with,
+)
+from django_run_cancel.admin.cancelling import CancelRunsAdminMixin
+from django_run_cancel.evidence import with_evidence
+from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
+from django_run_cancel.states import STATE_WORDS, StopState
+
+if TYPE_CHECKING:
+    _Inline = admin.TabularInline[Any, Any]
+    _FormSet = BaseInlineFormSet[Any, Any, Any]
+else:
+    _Inline = admin.TabularInline
+    _FormSet = BaseInlineFormSet
+
+SHOWN_ITEMS = 100
+"""Items on the page of a cancellation; a link leads to all of them."""
+
+
+class ItemColumns(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
+    """Columns of the items that are no fields."""
+
+    @admin.display(description=gettext_lazy("run"))
+    def run(self, item: CancellationItem) -> Any:
+        """Return the run's id, with a link to its page if there is one."""
+        page = self.admin_site._registry.get(get_run_model())
+        if item.previous_status and isinstance(page, CancelRunsAdminMixin):
+            return page.link_to_run(item.run_id)
+        return item.run_id
+
+    @admin.display(description=gettext_lazy("the work"))
+    def work(self, item: Any) -> Any:
+        """Return how the work of the run has ended, in words."""
+        return STATE_WORDS[StopState(item.stop_state)] if item.stop_state else "-"
+
+
+class _ShownItems(_FormSet):
+    def get_queryset(self) -> Any:
+        """Return the first items, in the order of the request."""
+        if not hasattr(self, "_queryset"):
+            items = super().get_queryset().order_by("pk")[:SHOWN_ITEMS]
+            self._queryset = with_evidence(list(items))
+        return self._queryset
+
+
+class CancellationItemInline(ItemColumns, ReadOnlyMixin, _Inline):
+    """What happened to each run."""
+
+    model = CancellationItem
+    formset = _ShownItems
+    fields = ("run", "outcome", "via", "previous_status", "work", "delivery", "last_error")
+    readonly_fields = fields
+    classes = ("run-cancel-items",)
+    extra = 0
+
+
+@admin.register(Cancellation)
+class CancellationAdmin(FastListMixin, ReadOnlyMixin, AnyModelAdmin):
+    """Requests to cancel runs."""
+
+    class Media:
+        css: ClassVar[Any] = {"all": ["django_run_cancel/admin.css"]}
+
+    list_display = (
+        "cancellation_id",
+        "requested_at",
+        "requested_by",
+        "source",
+        "short_reason",
+        "total_count",
+        "cancelled_count",
+        "failed_count",
+        "cascaded_count",
+    )
+    list_filter = ("source", "requested_at")
+    ordering = ("-requested_at",)
+    sortable_by = ("requested_at",)
+    search_fields = ("cancellation_id",)
+    search_help_text = gettext_lazy("The beginning of a cancellation's id, or a whole run id.")
+    inlines = (CancellationItemInline,)
+    fieldsets = (
+        (None, {"fields": ("cancellation_id", "requested_at", "reason")}),
+        (
+            gettext_lazy("Who, and from where"),
+            {"fields": ("requested_by", "user", "source", "ip_address", "request_id", "tenant")},
+        ),
+        (
+            gettext_lazy("What happened"),
+            {
+                "fields": (
+                    "total_count",
+                    "cancelled_count",
+                    "failed_count",
+                    "cascaded_count",
+                    "all_items",
+                )
+            },
+        ),
+    )
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Find cancellations by the beginning of their id, or by a run."""
+        term = search_term.strip()
+        of_run = CancellationItem.objects.filter(run_id=term).values("cancellation")
+        condition = starts_with("cancellation_id", term) | Q(pk__in=of_run)
+        return searched(queryset, condition, term)
+
+    @admin.display(description=gettext_lazy("reason"))
+    def short_reason(self, record: Cancellation) -> str:
+        """Return the beginning of the reason."""
+        return Truncator(record.reason).chars(60)
+
+    @admin.display(description=gettext_lazy("runs"))
+    def all_items(self, record: Cancellation) -> Any:
+        """Return a link to all items, of which the page shows the first."""
+        url = reverse("admin:django_run_cancel_cancellationitem_changelist")
+        count = record.total_count + record.cascaded_count
+        text = _("All %(count)d, in a list of their own") % {"count": count}
+        return format_html('<a href="{}?cancellation__exact={}">{}</a>', url, record.pk, text)
+
+
+@admin.register(CancellationItem)
+class CancellationItemAdmin(ItemColumns, FastListMixin, ReadOnlyMixin, AnyModelAdmin):
+    """The runs of all cancellations: what happened to each, and whether its executor was told."""
+
+    list_display = (
+        "run_id",
+        "outcome",
+        "via",
+        "previous_status",
+        "delivery",
+        "attempts",
+        "record",
+    )
+    list_filter = ("delivery",)
+    list_select_related = ("cancellation",)
+    ordering = ("-pk",)
+    sortable_by = ()
+    search_fields = ("run_id",)
+    search_help_text = gettext_lazy("The beginning of a run id.")
+    fields = (
+        "run",
+        "record",
+        "outcome",
+        "via",
+        "previous_status",
+        "work",
+        "backend",
+        "external_id",
+        "delivery",
+        "attempts",
+        "next_attempt_at",
+        "last_error",
+    )
+    readonly_fields = fields
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Find items by the beginning of the run's id."""
+        term = search_term.strip()
+        return searched(queryset, starts_with("run_id", term), term)
+
+    def get_object(self, request: HttpRequest, *args: Any) -> Any:
+        """Return an item, with what is known of its run."""
+        item = super().get_object(request, *args)
+        return item and with_evidence([item])[0]
+
+    @admin.display(description=gettext_lazy("cancellation"))
+    def record(self, item: CancellationItem) -> Any:
+        """Return who asked, with a link to the record."""
+        record = item.cancellation
+        name = "django_run_cancel_cancellation_change"
+        return link(f"{record} ({record.requested_by})", name, record.pk)

@@ -1,0 +1,91 @@
+"""The admin of the default run model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.translation import gettext_lazy as _
+
+from django_run_cancel.admin.base import (
+    AnyModelAdmin,
+    FastListMixin,
+    ReadOnlyMixin,
+    link,
+    searched,
+    starts_with,
+)
+from django_run_cancel.admin.cancelling import CancelRunsAdminMixin
+from django_run_cancel.admin.filters import (
+    StatusFilter,
+    StopStateFilter,
+    TenantFilter,
+    TypeFilter,
+)
+from django_run_cancel.models import Run
+
+
+@admin.register(Run)  # does nothing where the run model is swapped
+class RunAdmin(CancelRunsAdminMixin, FastListMixin, ReadOnlyMixin, AnyModelAdmin):
+    """Runs, to look at and to cancel."""
+
+    list_display = ("run_id", "title", "state_words", "run_type", "tenant", "created_at", "record")
+    list_filter = (
+        StatusFilter,
+        StopStateFilter,
+        TypeFilter,
+        TenantFilter,
+        "created_at",
+    )
+    list_select_related = ("cancellation",)
+    ordering = ("-created_at",)
+    # Each other order would sort the whole table.
+    sortable_by = ("created_at",)
+    search_fields = ("run_id",)
+    search_help_text = _("The beginning of a run id.")
+    fieldsets = (
+        (None, {"fields": ("run_id", "run_type", "title", "tenant", "parent_link", "metadata")}),
+        (
+            _("Life"),
+            {
+                "fields": (
+                    "state_words",
+                    "created_at",
+                    "queued_at",
+                    "started_at",
+                    "heartbeat_at",
+                    "finished_at",
+                    "failure_reason",
+                )
+            },
+        ),
+        (_("Cancellation"), {"fields": ("record", "stopped_at")}),
+        (_("Executor"), {"fields": ("backend", "external_id")}),
+    )
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Find runs by the beginning of their id."""
+        term = search_term.strip()
+        return searched(queryset, starts_with("run_id", term), term)
+
+    @admin.display(description=_("state"), ordering="status")
+    def state_words(self, run: Any) -> Any:
+        """Return the state in words that tell a stopped run from one that is stopping."""
+        return run.state_words
+
+    @admin.display(description=_("cancelled by"))
+    def record(self, run: Any) -> Any:
+        """Return who cancelled the run, with a link to the record."""
+        record = run.cancellation
+        if record is None:
+            return "-"
+        return link(record.requested_by, "django_run_cancel_cancellation_change", record.pk)
+
+    @admin.display(description=_("parent"))
+    def parent_link(self, run: Any) -> Any:
+        """Return the run above, with a link to it."""
+        return self.link_to_run(run.parent.run_id) if run.parent else "-"

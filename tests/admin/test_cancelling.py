@@ -1,0 +1,286 @@
+"""Cancelling from the admin: who may, what the page says before, what is on record afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.test import Client
+
+from django_run_cancel.models import Cancellation, get_run_model
+from django_run_cancel.services import MAX_RUN_IDS, cancel_runs
+from django_run_cancel.states import RunStatus, Source
+from tests.admin.helpers import (
+    CANCEL,
+    LIST,
+    confirm,
+    hidden,
+    logged_in,
+    page_of,
+    said,
+    text,
+    tick,
+    words,
+)
+from tests.helpers import ids, make_run, make_runs, statuses
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def operator() -> Client:
+    return logged_in("operator", "view_run", "view_job", "cancel_run")
+
+
+@pytest.fixture
+def looker() -> Client:
+    return logged_in("looker", "view_run", "view_job")
+
+
+class TestAction:
+    def test_asks_then_cancels_then_tells(self, operator: Client) -> None:
+        running, queued = make_run("running", title="Import"), make_run()
+        child = running.create_child()
+        before, finished = make_run(), make_run("completed")
+        cancel_runs([before.run_id], requested_by="x")
+        page = tick(operator, [running, queued, before, finished])
+        said_before = words(page)
+        assert "2 runs will be cancelled , and 1 run below." in said_before
+        assert "1 of these has started" in said_before
+        assert "1 run is cancelled already." in said_before
+        assert "1 run has finished and cannot be cancelled." in said_before
+        assert "Yes, cancel 3 runs" in said_before
+        assert statuses(running, queued) == ["running", "queued"]
+
+        answer = confirm(operator, page, reason="Wrong <b>catalogue</b>")
+        assert answer["Location"] == LIST
+        assert said(answer) == [
+            "2 runs have been cancelled.",
+            "1 run below has been cancelled with it.",
+            "1 of these had started: cancelled, stopping.",
+            "1 run was cancelled before.",
+            "1 run had finished and stays as it is.",
+        ]
+        assert statuses(running, queued, child, finished) == ["cancelled"] * 3 + ["completed"]
+
+        record = Cancellation.objects.latest("pk")
+        assert (record.requested_by, record.source) == ("operator", Source.ADMIN)
+        assert record.reason == "Wrong <b>catalogue</b>"
+        assert record.ip_address == "127.0.0.1"
+        assert record.user is not None
+        logged = LogEntry.objects.values_list("object_id", "change_message", "user__username")
+        assert set(logged) == {
+            (str(run.pk), f"Cancelled with {record}. Wrong <b>catalogue</b>", "operator")
+            for run in (running, queued, child)
+        }
+
+    def test_goes_back_to_the_list_as_it_was_filtered(self, operator: Client) -> None:
+        page = tick(operator, make_runs(1), "?status=active")
+        assert confirm(operator, page)["Location"] == f"{LIST}?status=active"
+
+    def test_any_number_of_rows_is_one_field(self, operator: Client) -> None:
+        runs = make_runs(MAX_RUN_IDS)
+        page = tick(operator, runs[:1], select_across="1")
+        assert len(hidden(page)) == 4
+        assert "and 980 more" in words(page)
+        assert said(confirm(operator, page)) == ["1000 runs have been cancelled."]
+        assert set(statuses(*runs)) == {"cancelled"}
+
+    def test_select_across_keeps_to_the_filter(self, operator: Client) -> None:
+        queued, running = make_runs(3), make_runs(2, "running")
+        page = tick(operator, queued[:1], "?status=running", select_across="1")
+        confirm(operator, page)
+        assert statuses(*queued, *running) == ["queued"] * 3 + ["cancelled"] * 2
+
+    def test_what_is_cancelled_is_what_was_shown(self, operator: Client) -> None:
+        page = tick(operator, make_runs(2), select_across="1")
+        late = make_run()
+        assert said(confirm(operator, page)) == ["2 runs have been cancelled."]
+        assert statuses(late) == ["queued"]
+
+    def test_more_than_one_request_takes(self, operator: Client) -> None:
+        runs = make_runs(MAX_RUN_IDS + 1)
+        answer = tick(operator, runs[:1], select_across="1")
+        (message,) = said(answer)
+        assert message.startswith("More than 1000 runs are selected, and nothing has been")
+        assert "manage.py cancel_runs" in message
+        assert not Cancellation.objects.exists()
+
+    def test_nothing_left_to_cancel(self, operator: Client) -> None:
+        page = tick(operator, make_runs(1, "failed"))
+        assert "There is nothing left to cancel." in words(page)
+        assert "Yes, cancel" not in words(page)
+
+    def test_only_what_is_below(self, operator: Client) -> None:
+        run = make_run("running")
+        cancel_runs([run.run_id], requested_by="x")
+        get_run_model()._default_manager.create(parent=run)
+        page = tick(operator, [run])
+        assert "1 run below will be cancelled ." in words(page)
+        assert said(confirm(operator, page))[0] == "1 run below has been cancelled with it."
+
+    def test_no_permission(self, looker: Client) -> None:
+        run = make_run()
+        assert "cancel_selected" not in text(looker.get(LIST))
+        assert said(tick(looker, [run])) in ([], ["No action selected."])
+        assert statuses(run) == ["queued"]
+
+    @pytest.mark.parametrize("pk", ["abc", "9" * 30, "\0", "-1"])
+    def test_no_key(self, operator: Client, pk: str) -> None:
+        make_run()
+        data = {"action": "cancel_selected", "_selected_action": pk}
+        answer = operator.post(LIST, data)
+        assert answer.status_code in {200, 302}
+        assert not Cancellation.objects.exists()
+
+
+class TestPageThatAsks:
+    def test_of_a_single_run(self, operator: Client) -> None:
+        run = make_run(title="Import")
+        page = operator.get(CANCEL, {"run_id": run.run_id})
+        assert "1 run will be cancelled ." in words(page)
+        answer = confirm(operator, page)
+        assert said(answer) == ["1 run has been cancelled."]
+        assert operator.get(answer["Location"]).context["original"] == run
+
+    @pytest.mark.parametrize("run_id", ["", "\0", "unknown", "x" * 5000, "<script>"])
+    def test_of_no_run(self, operator: Client, run_id: str) -> None:
+        page = operator.get(CANCEL, {"run_id": run_id})
+        assert "There is nothing left to cancel." in words(page)
+        assert "1 run does not exist." in words(page)
+        assert "<script>alert" not in text(page)
+        assert said(confirm(operator, page, run_ids="unknown")) == ["1 run does not exist."]
+
+    def test_needs_the_permission(self, looker: Client) -> None:
+        run = make_run()
+        assert looker.get(CANCEL, {"run_id": run.run_id}).status_code == 403
+        sent = looker.post(CANCEL, {"run_ids": run.run_id, "token": "t"})
+        assert sent.status_code == 403
+        assert statuses(run) == ["queued"]
+
+    def test_needs_a_login_and_a_csrf_token(self) -> None:
+        assert Client().get(CANCEL)["Location"].startswith("/admin/login/")
+        strict = logged_in("strict", is_superuser=True)
+        strict.handler.enforce_csrf_checks = True
+        assert strict.post(CANCEL, {"run_ids": "x", "token": "t"}).status_code == 403
+
+    def test_sent_twice(self, operator: Client) -> None:
+        page = tick(operator, make_runs(2))
+        first, second = confirm(operator, page), confirm(operator, page)
+        assert said(first)[-1] == said(second)[-1] == "2 runs have been cancelled."
+        assert Cancellation.objects.count() == 1
+        assert LogEntry.objects.count() == 2
+
+    def test_sent_again_with_another_reason(self, operator: Client) -> None:
+        page = tick(operator, make_runs(2))
+        confirm(operator, page, reason="one")
+        again = confirm(operator, page, reason="two")
+        assert "This page was sent before, with another reason." in words(again)
+        assert "2 runs are cancelled already." in words(again)
+        assert Cancellation.objects.count() == 1
+
+    def test_reason_that_is_too_long_is_not_lost(self, operator: Client) -> None:
+        run = make_run()
+        page = tick(operator, [run], "?status=queued")
+        reason = "<&" * 1001
+        again = confirm(operator, page, reason=reason)
+        assert "at most 2000 characters (it has 2002)" in words(again)
+        assert again.context["form"]["reason"].value() == reason
+        assert statuses(run) == ["queued"]
+        answer = confirm(operator, again, reason="short")
+        assert answer["Location"] == f"{LIST}?status=queued"
+        assert statuses(run) == ["cancelled"]
+
+    def test_too_many_ids(self, operator: Client) -> None:
+        run_ids = " ".join(["tsk_1"] * (MAX_RUN_IDS + 1))
+        page = operator.post(CANCEL, {"run_ids": run_ids, "token": "t"})
+        assert "More than 1000 runs are selected" in words(page)
+        assert not Cancellation.objects.exists()
+
+    @pytest.mark.parametrize("data", [{}, {"run_ids": "a"}, {"run_ids": "\0", "token": "\0"}])
+    def test_no_form(self, operator: Client, data: dict[str, str]) -> None:
+        assert operator.post(CANCEL, data).status_code == 200
+        assert not Cancellation.objects.exists()
+
+    @pytest.mark.parametrize("url", ["https://evil.example/", "//evil.example", "javascript:x"])
+    def test_goes_to_no_other_site(self, operator: Client, url: str) -> None:
+        page = tick(operator, make_runs(1))
+        assert confirm(operator, page, next=url)["Location"] == LIST
+
+    def test_request_for_nothing(self, operator: Client) -> None:
+        answer = operator.post(CANCEL, {"run_ids": "\u2028", "token": "t"})
+        assert answer.status_code in {200, 302}
+        assert not Cancellation.objects.exists()
+
+    def test_keeps_to_the_runs_of_the_admin(self, operator: Client, monkeypatch: Any) -> None:
+        from django.contrib import admin
+
+        ours, theirs = make_run(tenant="ours"), make_run(tenant="theirs")
+        page_class = admin.site._registry[get_run_model()]
+        everything = page_class.get_queryset
+        monkeypatch.setattr(
+            page_class,
+            "get_queryset",
+            lambda request: everything(request).filter(tenant="ours"),
+        )
+        answer = operator.post(CANCEL, {"run_ids": f"{ours.run_id} {theirs.run_id}", "token": "t"})
+        assert said(answer) == ["1 run has been cancelled.", "1 run does not exist."]
+        assert statuses(ours, theirs) == ["cancelled", "queued"]
+
+
+class TestRunPage:
+    def test_button(self, operator: Client, looker: Client) -> None:
+        run, finished = make_run("paused"), make_run("completed")
+        assert f"{CANCEL}?run_id={run.run_id}" in text(operator.get(page_of(run)))
+        assert CANCEL not in text(looker.get(page_of(run)))
+        assert CANCEL not in text(operator.get(page_of(finished)))
+
+    def test_says_who_cancelled_it_and_why(self, operator: Client) -> None:
+        run, other = make_run("running"), make_run()
+        cancel_runs([run.run_id], requested_by="night watch", reason="Disk <full>")
+        cancel_runs([other.run_id], requested_by="cron")
+        assert "Cancelled, stopping. By night watch: Disk <full>" in words(
+            operator.get(page_of(run))
+        )
+        assert "Cancelled, never started. By cron, without a reason." in words(
+            operator.get(page_of(other))
+        )
+        Cancellation.objects.all().delete()
+        assert "Cancelled, stopping." in words(operator.get(page_of(run)))
+
+    def test_is_found_by_run_id_too(self, operator: Client) -> None:
+        run = make_run(title="Import")
+        assert operator.get(f"{LIST}{run.run_id}/change/").context["original"] == run
+        for unknown in ("tsk_unknown", "%00", "9" * 40):
+            assert operator.get(f"{LIST}{unknown}/change/").status_code == 302
+
+    def test_parent(self, operator: Client) -> None:
+        run = make_run("running")
+        child = run.create_child()
+        page = text(operator.get(page_of(child)))
+        assert f">{run.run_id}</a>" in page
+
+    def test_nothing_can_be_written(self) -> None:
+        chief = logged_in("chief", is_superuser=True)
+        run = make_run()
+        assert chief.post(page_of(run), {"status": "completed"}).status_code == 403
+        assert chief.get(f"{LIST}add/").status_code == 403
+        assert chief.post(page_of(run).replace("change", "delete")).status_code == 403
+        assert statuses(run) == [RunStatus.QUEUED]
+
+
+def test_sent_from_the_page_of_a_run(operator: Client) -> None:
+    """Django 6.1 shows actions there too; elsewhere nothing of the kind is sent."""
+    import django
+
+    if django.VERSION < (6, 1):
+        return
+    run = make_run()
+    name = "CHANGE_FORM-action"
+    sent = {name: "cancel_selected", "_selected_action": run.pk, "index": "0"}
+    page = operator.post(page_of(run), sent)
+    assert "1 run will be cancelled ." in words(page)
+    assert confirm(operator, page)["Location"] == page_of(run)
+    assert ids([run]) == [run.run_id]
+    assert statuses(run) == ["cancelled"]

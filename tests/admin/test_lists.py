@@ -1,0 +1,153 @@
+"""The list of runs on a large table: few statements, each with an index, whatever is sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.contrib.admin.views.main import ALL_VAR
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from django_run_cancel import sql
+from django_run_cancel.admin import base
+from django_run_cancel.models import get_run_model
+from django_run_cancel.services import cancel_runs
+from tests.admin.helpers import LIST, RUN, logged_in, text
+from tests.helpers import IS_POSTGRESQL, ids, make_run, make_runs
+
+pytestmark = pytest.mark.django_db
+
+MAX_STATEMENTS = 9
+
+QUERIES = [
+    "",
+    "?p=3",
+    "?status=active",
+    "?status=failed",
+    "?status__exact=x",
+    "?stop_state=stopping",
+    "?run_type=workflow",
+    "?tenant=t7",
+    "?tenant=",
+    "?created_at__gte=2026-01-05+00:00:00%2B00:00&created_at__lt=2026-01-06+00:00:00%2B00:00",
+    "?q=tsk_0000000001",
+    "?status=running&tenant=t7",
+    "?o=6",
+]
+
+
+@pytest.fixture
+def operator() -> Client:
+    return logged_in("operator", "view_run", "view_job", "cancel_run", "view_cancellation")
+
+
+def shown(client: Client, query: str) -> list[str]:
+    return ids(client.get(LIST + query).context["cl"].result_list)
+
+
+def test_filters_and_search(operator: Client) -> None:
+    running = make_run("running", tenant="acme", run_type="workflow")
+    stopping, never = make_run("running"), make_run(tenant="acme")
+    cancel_runs(ids([stopping, never]), requested_by="x")
+    done = make_run("completed", run_type="crawl")
+    assert shown(operator, "?status=active") == ids([running])
+    assert shown(operator, "?status=cancelled") == ids([never, stopping])
+    assert shown(operator, "?stop_state=stopping") == ids([stopping])
+    assert shown(operator, "?run_type=crawl") == ids([done])
+    assert shown(operator, "?tenant=acme") == ids([never, running])
+    assert shown(operator, "?tenant=") == ids([done, stopping])
+    assert shown(operator, "?tenant=acme&status=active") == ids([running])
+    assert shown(operator, f"?q={done.run_id[:-1]}") == ids([done])
+    assert shown(operator, f"?q={done.run_id.upper()}") == []
+    page = text(operator.get(LIST))
+    for value in ("?tenant=acme", "?tenant=", "?run_type=crawl", "?run_type=workflow"):
+        assert f'href="{value}"' in page
+    assert "cancelled, stopping" in page
+
+
+@pytest.mark.parametrize("name", ["tenant", "status", "stop_state", "run_type", "q", "p", "o"])
+@pytest.mark.parametrize("value", ["%00", "x" * 100, "%ED%A0%80", "'", "99999999999999999999"])
+def test_anything_may_be_sent(operator: Client, name: str, value: str) -> None:
+    make_run()
+    assert operator.get(f"{LIST}?{name}={value}").status_code in {200, 302}
+
+
+def test_rows_beyond_those_that_are_counted(operator: Client, monkeypatch: Any) -> None:
+    monkeypatch.setattr(base, "MAX_COUNTED", 150)
+    make_runs(150)
+    assert operator.get(LIST).context["title"].startswith("Select ")
+    oldest = make_run(created_at="2001-01-01T00:00Z", tenant="other")
+    listed = operator.get(f"{LIST}?p=2").context
+    assert listed["cl"].result_count == 150
+    assert listed["title"] == "The first 150 of more; filter or search to see others"
+    assert len(listed["cl"].result_list) == 50
+    assert shown(operator, "?tenant=other") == ids([oldest])
+
+
+def test_all_on_one_page(operator: Client) -> None:
+    make_runs(150)
+    assert len(shown(operator, f"?{ALL_VAR}=")) == 150
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_statements(operator: Client, query: str) -> None:
+    make_runs(250, "running", tenant="t7")
+    cancel_runs(ids(make_runs(20)), requested_by="x")
+    with CaptureQueriesContext(connection) as captured:
+        operator.get(LIST + query, follow=True)
+    sent = [entry["sql"] for entry in captured if "SAVEPOINT" not in entry["sql"]]
+    assert len(sent) <= MAX_STATEMENTS, sent
+
+
+class TestDistinctValues:
+    def test_first_ones_in_order(self) -> None:
+        for tenant in ("b", "a", "", "B", "a", "c"):
+            make_run(tenant=tenant)
+        rows = get_run_model()._default_manager.all()
+        assert sql.read_distinct(rows, "tenant", 100) == ["", "B", "a", "b", "c"]
+        assert sql.read_distinct(rows, "tenant", 2) == ["", "B"]
+        assert sql.read_distinct(rows.filter(tenant__in=["c", "a"]), "tenant", 9) == ["a", "c"]
+        assert sql.read_distinct(rows.filter(tenant="x"), "tenant", 9) == []
+        assert sql.read_distinct(rows.none(), "tenant", 9) == []
+
+
+@pytest.mark.skipif(not IS_POSTGRESQL, reason="asks PostgreSQL for its plans; see .ci/run")
+class TestPlans:
+    """No statement of the list reads the whole table."""
+
+    @pytest.fixture
+    def large_table(self) -> None:
+        table = RUN.db_table
+        other = ", key" if RUN.pk and RUN.pk.column == "key" else ""
+        value = ", gen_random_uuid()" if other else ""
+        more = (", priority", ", 0") if other else ("", "")
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"INSERT INTO {table} (run_id, run_type, status, tenant, title, metadata, backend,"
+                " external_id, created_at, failure_reason, stop_state"
+                f"{other}{more[0]}) SELECT 'tsk_' || lpad(n::text, 12, '0'),"
+                " CASE WHEN n % 50 = 0 THEN 'workflow' ELSE 'task' END,"
+                " CASE WHEN n % 1000 = 0 THEN 'running' WHEN n % 7 = 0 THEN 'cancelled'"
+                " ELSE 'completed' END, 't' || n % 40, '', '{}', '', '',"
+                " timestamptz '2026-01-01' + n * interval '10 seconds', '',"
+                " CASE WHEN n % 7000 = 0 THEN 'stopping' WHEN n % 7 = 0 THEN 'never_started'"
+                f" ELSE '' END{value}{more[1]} FROM generate_series(1, 100000) n"
+            )
+            cursor.execute(f"ANALYZE {table}")
+
+    def test_indexes_are_used(self, operator: Client, large_table: None) -> None:
+        for query in QUERIES:
+            with CaptureQueriesContext(connection) as captured:
+                operator.get(LIST + query, follow=True)
+            about_runs = [entry["sql"] for entry in captured if f'"{RUN.db_table}"' in entry["sql"]]
+            assert about_runs
+            for statement in about_runs:
+                with connection.cursor() as cursor:
+                    cursor.execute(f"EXPLAIN {statement}")
+                    plan = "\n".join(line for (line,) in cursor.fetchall())
+                if "COUNT(*)" in statement and " WHERE " not in statement:
+                    assert f"LIMIT {base.MAX_COUNTED + 1}" in statement
+                else:
+                    assert f"Seq Scan on {RUN.db_table}" not in plan, f"{statement}\n{plan}"

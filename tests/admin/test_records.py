@@ -1,0 +1,124 @@
+"""The record in the admin: a cancellation's page, its items, and nothing that writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.contrib import admin
+from django.test import Client
+
+from django_run_cancel.admin.records import SHOWN_ITEMS
+from django_run_cancel.models import ApiKey, Cancellation, CancellationItem, get_run_model
+from django_run_cancel.origin import Origin
+from django_run_cancel.services import cancel_runs
+from tests.admin.helpers import LIST, RECORDS, logged_in, messages_of, text, tick, words
+from tests.admin.helpers import confirm as confirmed
+from tests.helpers import ids, make_run, make_runs
+
+pytestmark = pytest.mark.django_db
+
+ITEMS = "/admin/django_run_cancel/cancellationitem/"
+
+
+@pytest.fixture
+def chief() -> Client:
+    return logged_in("chief", is_superuser=True)
+
+
+def test_page_shows_the_request_and_what_happened(chief: Client) -> None:
+    run, finished = make_run("running"), make_run("completed")
+    child = run.create_child()
+    key, _ = ApiKey.issue("billing")
+    record = cancel_runs(
+        [run.run_id, finished.run_id, "<b>unknown"],
+        requested_by=key,
+        reason="Disk full",
+        source="api",
+        origin=Origin("2001:db8::1", "req-7"),
+    ).cancellation
+    assert record is not None
+    key.delete()
+    page = chief.get(f"{RECORDS}{record.pk}/change/")
+    said = words(page)
+    for part in (key.label, "Disk full", "2001:db8::1", "req-7", "API", "All 4, in a list"):
+        assert part in said
+    for row in (
+        f"{run.run_id} cancelled requested running cancelled, stopping pending",
+        f"{finished.run_id} already finished requested completed - not needed",
+        "<b>unknown not found requested - - not needed",
+        f"{child.run_id} cancelled cascade created cancelled, never started not needed",
+    ):
+        assert row in said
+    assert f">{run.run_id}</a>" in text(page)
+    assert "unknown</a>" not in text(page)
+
+
+def test_page_of_a_large_one_shows_the_first_and_links_to_all(chief: Client) -> None:
+    runs = make_runs(SHOWN_ITEMS + 5)
+    record = cancel_runs(ids(runs), requested_by="x").cancellation
+    assert record is not None
+    page = text(chief.get(f"{RECORDS}{record.pk}/change/"))
+    shown = [run.run_id in page for run in runs]
+    assert shown == [True] * SHOWN_ITEMS + [False] * 5
+    cancel_runs([make_run().run_id], requested_by="x")
+    listed = chief.get(f"{ITEMS}?cancellation__exact={record.pk}")
+    assert listed.context["cl"].result_count == len(runs)
+
+
+def test_search(chief: Client) -> None:
+    run = make_run()
+    records = [cancel_runs([run.run_id], requested_by="x").cancellation for _ in range(2)]
+    other = cancel_runs(["unknown"], requested_by="x").cancellation
+    assert other is not None
+
+    def found(url: str, term: str) -> set[Any]:
+        return set(chief.get(url, {"q": term}).context["cl"].result_list)
+
+    assert found(RECORDS, run.run_id) == set(records)
+    assert found(RECORDS, other.cancellation_id) == {other}
+    assert found(RECORDS, "can_") == {*records, other}
+    assert found(RECORDS, "CAN_") == set()
+    assert found(ITEMS, run.run_id[:20]) == set(CancellationItem.objects.filter(run_id=run.run_id))
+    assert found(ITEMS, "") == set(CancellationItem.objects.all())
+
+
+def test_item(chief: Client) -> None:
+    run = make_run("running")
+    cancel_runs([run.run_id], requested_by="night watch")
+    item = CancellationItem.objects.get()
+    said = words(chief.get(f"{ITEMS}{item.pk}/change/"))
+    assert "cancelled, stopping" in said
+    assert f"{item.cancellation} (night watch)" in said
+    get_run_model()._default_manager.all().delete()
+    assert "cancelled, stopping" not in words(chief.get(f"{ITEMS}{item.pk}/change/"))
+    assert chief.get(f"{ITEMS}999999/change/").status_code == 302
+
+
+@pytest.mark.parametrize("url", [LIST, RECORDS, ITEMS])
+def test_lists_offer_nothing_that_writes(chief: Client, url: str) -> None:
+    cancel_runs([make_run().run_id], requested_by="x")
+    page = text(chief.get(url))
+    assert "delete_selected" not in page
+    assert f"{url}add/" not in page
+
+
+def test_who_may_not_read_records_is_not_led_there(chief: Client) -> None:
+    operator = logged_in("operator", "view_run", "view_job", "cancel_run")
+    for client, linked in ((chief, True), (operator, False)):
+        answer = confirmed(client, tick(client, [make_run()]))
+        (message,) = messages_of(answer)
+        record = Cancellation.objects.latest("pk")
+        assert (f'href="{RECORDS}{record.pk}/change/"' in str(message)) is linked
+    assert operator.get(RECORDS).status_code == 403
+
+
+def test_host_without_an_admin_of_runs(chief: Client, monkeypatch: Any) -> None:
+    """The record names the runs, and links to no page that is not there."""
+    run = make_run()
+    record = cancel_runs([run.run_id], requested_by="x").cancellation
+    assert record is not None
+    monkeypatch.delitem(admin.site._registry, get_run_model())
+    page = text(chief.get(f"{RECORDS}{record.pk}/change/"))
+    assert run.run_id in page
+    assert f"{run.run_id}</a>" not in page
