@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from io import StringIO
 from typing import Any
@@ -8,7 +9,10 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from django_run_cancel.models import ApiKey
+from django_run_cancel.management.commands import prune_cancellations
+from django_run_cancel.models import ApiKey, Cancellation, CancellationItem
+from django_run_cancel.services import cancel_runs
+from tests.helpers import make_run
 
 pytestmark = pytest.mark.django_db
 
@@ -91,3 +95,89 @@ class TestRevokeApiKey:
         with pytest.raises(CommandError, match="Several keys"):
             run("revoke_api_key", "rc_same")
         assert ApiKey.objects.filter(revoked_at=None).count() == 2
+
+
+class TestCreateApiKeyAsJson:
+    def test_one_object(self) -> None:
+        out, err = run("create_api_key", "CI", "--tenant", "acme", "--json")
+        shown = json.loads(out)
+        row = ApiKey.authenticate(shown.pop("key"))
+        assert row is not None
+        assert shown == {
+            "name": "CI",
+            "prefix": row.prefix,
+            "tenant": "acme",
+            "read_only": False,
+            "state": "works",
+            "created_at": row.created_at.isoformat(),
+            "expires_at": None,
+            "revoked_at": None,
+            "last_used_at": None,
+        }
+        assert err == ""
+
+
+class TestListApiKeys:
+    def test_table(self) -> None:
+        expired, key = ApiKey.issue("Billing service", tenant="acme", read_only=True)
+        ApiKey.authenticate(key)
+        ApiKey.objects.update(expires_at=timezone.now())
+        revoked, _ = ApiKey.issue("old")
+        revoked.revoke()
+        working, _ = ApiKey.issue("new", tenant="acme")
+        lines = run("list_api_keys")[0].splitlines()
+        assert [line.split()[:4] for line in lines] == [
+            ["prefix", "state", "rights", "tenant"],
+            [working.prefix, "works", "cancel", "acme"],
+            [revoked.prefix, "revoked", "cancel", "-"],
+            [expired.prefix, "expired", "look", "acme"],
+        ]
+        assert lines[-1].endswith("  Billing service")
+        assert len({line.index(line.split()[3]) for line in lines}) == 1
+        assert key not in "\n".join(lines)
+
+    def test_json_and_tenant(self) -> None:
+        ApiKey.issue("a", tenant="acme")
+        ApiKey.issue("b", tenant="globex")
+        shown = json.loads(run("list_api_keys", "--json", "--tenant", "acme")[0])
+        assert [row["name"] for row in shown] == ["a"]
+        assert json.loads(run("list_api_keys", "--json", "--tenant", "x")[0]) == []
+
+
+class TestPruneCancellations:
+    def cancel(self, days: int, **fields: Any) -> Any:
+        """Cancel a run, so many days ago, and return the record and the run."""
+        job = make_run("running", **fields)
+        record = cancel_runs([job.run_id], requested_by="x").cancellation
+        then = timezone.now() - timedelta(days=days)
+        Cancellation.objects.filter(pk=record.pk).update(requested_at=then)
+        return record, job
+
+    def test_deletes_what_is_old_and_done(self) -> None:
+        old, job = self.cancel(91, external_id="")
+        undelivered, _ = self.cancel(91)
+        failed, _ = self.cancel(91)
+        failed.items.update(delivery="failed")
+        young, _ = self.cancel(89, external_id="")
+        assert run("prune_cancellations", "--older-than", "90d", "--dry-run")[0] == (
+            "Would delete 1 cancellations.\n"
+        )
+        assert Cancellation.objects.count() == 4
+        assert run("prune_cancellations", "--older-than", "90d")[0] == "Deleted 1 cancellations.\n"
+        assert set(Cancellation.objects.all()) == {undelivered, failed, young}
+        assert not CancellationItem.objects.filter(cancellation=old.pk).exists()
+        job.refresh_from_db()
+        assert (job.status, job.cancellation, job.stop_state) == ("cancelled", None, "stopping")
+
+    def test_any_number(self) -> None:
+        for _ in range(7):
+            self.cancel(2, external_id="")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(prune_cancellations, "BATCH_SIZE", 3)
+            assert "Deleted 7" in run("prune_cancellations", "--older-than", "24h")[0]
+        assert not Cancellation.objects.exists()
+
+    def test_needs_an_age(self) -> None:
+        for args in ([], ["--older-than", "0d"], ["--older-than", "long"]):
+            with pytest.raises(CommandError):
+                run("prune_cancellations", *args)

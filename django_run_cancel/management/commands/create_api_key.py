@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from argparse import ArgumentTypeError
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -11,15 +10,8 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
+from django_run_cancel.management.arguments import duration
 from django_run_cancel.models import ApiKey
-
-
-def duration(text: str) -> timedelta:
-    """Read a number of days or hours, such as ``90d`` or ``12h``."""
-    match = re.fullmatch(r"([0-9]{1,5})([dh])", text)
-    if not match or not int(match[1]):
-        raise ArgumentTypeError(f"{text!r} is not a duration such as 90d or 12h")
-    return timedelta(**{"days" if match[2] == "d" else "hours": int(match[1])})
 
 
 class Command(BaseCommand):
@@ -40,6 +32,9 @@ class Command(BaseCommand):
             metavar="DURATION",
             help="How long it works, such as 90d or 12h; for ever by default.",
         )
+        parser.add_argument(
+            "--json", action="store_true", help="Print an object, which holds the key as key."
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Create the key."""
@@ -58,6 +53,9 @@ class Command(BaseCommand):
                     for field, messages in error.message_dict.items()
                 )
             ) from None
+        if options["json"]:
+            self.stdout.write(json.dumps({**row.as_dict(), "key": key}))
+            return
         whose = f"tenant {row.tenant}" if row.tenant else "runs without a tenant"
         rights = "read-only" if row.read_only else "may cancel"
         until = f"until {row.expires_at:%Y-%m-%d %H:%M} UTC" if row.expires_at else "for ever"

@@ -1,0 +1,323 @@
+"""``manage.py cancel_runs``: called from Python, and as a process on a terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import io
+import json
+import os
+import pty
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection
+
+from django_run_cancel.management.commands import cancel_runs as command
+from django_run_cancel.models import Cancellation, get_run_model
+from django_run_cancel.services import cancel_runs
+from tests.api.servers import database_url
+from tests.helpers import ids, make_run, make_runs, statuses
+
+ROOT = Path(__file__).resolve().parent.parent
+ID = r"(tsk|run)_[0-9a-f]{32}"
+
+
+def run(*args: str, **options: Any) -> str:
+    out = io.StringIO()
+    call_command("cancel_runs", *args, stdout=out, **options)
+    return out.getvalue()
+
+
+def failing(*args: str) -> tuple[int, str, str]:
+    """Return the exit status, what was printed, and the message of a call that fails."""
+    out = io.StringIO()
+    with pytest.raises(CommandError) as caught:
+        call_command("cancel_runs", *args, stdout=out)
+    return caught.value.returncode, out.getvalue(), str(caught.value)
+
+
+@pytest.mark.django_db
+class TestByIds:
+    def test_any_number_in_chunks(self) -> None:
+        runs = make_runs(250)
+        assert run(*ids(runs), "--yes") == "250 runs are cancelled.\n"
+        assert set(statuses(*runs)) == {"cancelled"}
+        assert list(Cancellation.objects.order_by("pk").values_list("total_count", flat=True)) == [
+            100,
+            100,
+            50,
+        ]
+
+    def test_record(self) -> None:
+        job = make_run("running")
+        job.create_child()
+        assert run(job.run_id, "--yes", "--reason", "Disk full") == (
+            "1 runs are cancelled, and 1 below them.\n"
+        )
+        record = Cancellation.objects.get()
+        assert (record.source, record.reason) == ("command", "Disk full")
+        assert record.requested_by == f"{getpass.getuser()}@{socket.gethostname()}"
+        assert record.ip_address is None
+        run(job.run_id, "--yes", "--requested-by", "night watch")
+        assert Cancellation.objects.latest("pk").requested_by == "night watch"
+
+    def test_file_and_arguments_together_once_each(self, tmp_path: Path) -> None:
+        a, b, c = runs = make_runs(3)
+        file = tmp_path / "ids"
+        file.write_text(f"{a.run_id}\n{b.run_id}\t{a.run_id}\n\n")
+        run(c.run_id, c.run_id, "--file", str(file), "--yes")
+        assert statuses(*runs) == ["cancelled"] * 3
+        assert Cancellation.objects.get().total_count == 3
+
+    def test_standard_input(self, monkeypatch: Any) -> None:
+        runs = make_runs(2)
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(ids(runs))))
+        run("-", "--yes")
+        assert statuses(*runs) == ["cancelled"] * 2
+
+    def test_some_failed(self) -> None:
+        done, job = make_run("completed"), make_run()
+        status, out, message = failing(done.run_id, job.run_id, "unknown", "--yes")
+        assert status == 1
+        assert message == "2 of 3 runs are not cancelled."
+        assert out == (
+            f"{done.run_id}: already_finished\nunknown: not_found\n1 runs are cancelled.\n"
+        )
+        assert statuses(job) == ["cancelled"]
+
+    def test_filters_narrow_what_is_named(self) -> None:
+        ours, theirs = make_run(tenant="ours"), make_run(tenant="theirs")
+        status, out, _ = failing(ours.run_id, theirs.run_id, "--tenant", "ours", "--yes")
+        assert (status, out.splitlines()[0]) == (1, f"{theirs.run_id}: not_found")
+        assert statuses(ours, theirs) == ["cancelled", "queued"]
+
+    def test_dry_run(self) -> None:
+        job, done = make_run("running"), make_run("failed")
+        job.create_child()
+        assert run(job.run_id, "--dry-run") == "1 runs would be cancelled, and 1 below them.\n"
+        assert failing(done.run_id, "--dry-run")[0] == 1
+        assert statuses(job) == ["running"]
+        assert not Cancellation.objects.exists()
+
+    def test_json(self) -> None:
+        job, done = make_run(), make_run("failed")
+        _, out, _ = failing(job.run_id, done.run_id, "--json", "--yes")
+        assert json.loads(out) == {
+            "cancelled": [job.run_id],
+            "failed": {done.run_id: "already_finished"},
+            "below": 0,
+            "cancellations": [Cancellation.objects.get().cancellation_id],
+            "dry_run": False,
+        }
+
+    def test_again(self) -> None:
+        job = make_run()
+        cancel_runs([job.run_id], requested_by="x")
+        assert run(job.run_id, "--yes") == "1 runs are cancelled.\n"
+
+
+@pytest.mark.django_db
+class TestByFilter:
+    def test_only_what_is_active_and_fits(self) -> None:
+        wanted = make_runs(230, "running", tenant="acme", run_type="crawl")
+        others = [
+            make_run("queued", tenant="acme", run_type="crawl"),
+            make_run("running", tenant="acme"),
+            make_run("running", tenant="globex", run_type="crawl"),
+            make_run("completed", tenant="acme", run_type="crawl"),
+        ]
+        before = statuses(*others)
+        args = ["--tenant", "acme", "--type", "crawl", "--status", "running", "--yes"]
+        assert run(*args) == "230 runs are cancelled.\n"
+        assert set(statuses(*wanted)) == {"cancelled"}
+        assert statuses(*others) == before
+        assert run(*args) == "0 runs are cancelled.\n"
+
+    def test_statuses_add_up(self) -> None:
+        runs = [make_run("queued"), make_run("paused"), make_run("running")]
+        run("--status", "queued", "--status", "paused", "--yes")
+        assert statuses(*runs) == ["cancelled", "cancelled", "running"]
+
+    def test_dry_run_ends(self) -> None:
+        make_runs(205)
+        assert run("--status", "queued", "--dry-run") == "205 runs would be cancelled.\n"
+
+    def test_what_comes_meanwhile_was_not_meant(self) -> None:
+        make_runs(3)
+        model = get_run_model()
+        chosen = command.frozen(model._default_manager.all())
+        last = max(run.pk for run in chosen)
+        chunks = command.selected(chosen)
+        late = [run for run in make_runs(20) if run.pk > last]
+        found = [run_id for chunk in chunks for run_id in chunk]
+        assert not set(ids(late)) & set(found)
+
+
+@pytest.mark.django_db
+class TestUsage:
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            ([], "Name runs, or say which with --tenant, --status or --type"),
+            (["tsk_1"], "add --yes"),
+            (["-"], "add --yes"),
+            (["--file", "/nowhere/ids", "--yes"], "Cannot read the ids: "),
+            (["tsk_1", "--yes", "--reason", "x" * 2001], "reason must be text of at most 2000"),
+            (["tsk_1", "--yes", "--requested-by", " "], "requested_by must be text of 1 to 255"),
+        ],
+    )
+    def test_wrong(self, args: list[str], message: str, monkeypatch: Any) -> None:
+        monkeypatch.setattr("sys.stdin", io.StringIO("tsk_1"))
+        status, _, said = failing(*args)
+        assert status == 2
+        assert message in said
+        assert not Cancellation.objects.exists()
+
+    def test_wrong_status(self) -> None:
+        with pytest.raises(CommandError, match="invalid choice: 'completed'"):
+            run("--status", "completed")
+
+    def test_ids_that_no_run_can_have(self, tmp_path: Path) -> None:
+        file = tmp_path / "ids"
+        file.write_bytes(b"\xff\xfe \0 " + b"x" * 5000)
+        status, _, message = failing("--file", str(file), "--yes")
+        assert (status, message) == (1, "3 of 3 runs are not cancelled.")
+
+    def test_nobody_known(self, monkeypatch: Any) -> None:
+        for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a number without a name
+        assert command.who() == f"uid {os.getuid()}@{socket.gethostname()}"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_database_that_gives_up_says_what_was_done() -> None:
+    runs = make_runs(250)
+    calls = []
+
+    def fail(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        calls.append(sql)
+        if "UPDATE" in sql and sum("UPDATE " in call and " SET " in call for call in calls) > 1:
+            params = None
+            sql = "SELECT no_such_column FROM no_such_table"
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(fail):
+        status, out, message = failing(*ids(runs), "--yes")
+    assert status == 1
+    assert out == "100 runs are cancelled.\n"
+    assert message.startswith("The database gave up: ")
+    assert message.endswith(": 150 of 250 runs were not looked at.")
+    assert statuses(*runs) == ["cancelled"] * 100 + ["queued"] * 150
+
+
+@pytest.mark.django_db
+def test_from_a_thread_without_signals() -> None:
+    """Only the main thread of a process can handle them."""
+    seen = []
+
+    def work() -> None:
+        with command.stopping() as received:
+            seen.append(received)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [[]]
+
+
+def test_without_tqdm(monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with command.progress(3) as advance:
+        advance(3)
+
+
+@pytest.mark.django_db(transaction=True)
+class TestProcess:
+    """The command as people run it."""
+
+    @pytest.fixture
+    def environment(self) -> dict[str, str]:
+        settings = os.environ["DJANGO_SETTINGS_MODULE"]
+        url = {"DATABASE_URL": database_url(), "DJANGO_SETTINGS_MODULE": settings}
+        return {**os.environ, **url, "TERM": "xterm"}
+
+    def start(self, environment: dict[str, str], *args: str, **options: Any) -> Any:
+        arguments = [sys.executable, "-W", "error", "-m", "django", "cancel_runs", *args]
+        return subprocess.Popen(arguments, cwd=ROOT, env=environment, **options)
+
+    def test_silent_progress_and_status_off_a_terminal(self, environment: dict[str, str]) -> None:
+        runs = make_runs(120)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = self.start(environment, "-", "--yes", **pipes)
+        out, err = process.communicate("\n".join(ids(runs)).encode(), timeout=60)
+        assert (process.returncode, out, err) == (0, b"120 runs are cancelled.\n", b"")
+        process = self.start(environment, "nope", "--yes", **pipes)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert b"1 of 1 runs are not cancelled." in err
+        process = self.start(environment, "--no-such-option", **pipes)
+        assert process.communicate(timeout=60)[0] == b""
+        assert process.returncode == 2
+
+    def on_terminal(self, environment: dict[str, str], answer: bytes, *args: str) -> Any:
+        """Run the command on a terminal and return its status and what it showed."""
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        process = self.start(environment, *args, stdin=theirs, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        os.write(ours, answer)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(ours, 4096)
+            except OSError:  # it has ended
+                break
+        os.close(ours)
+        return process.wait(60), shown.decode()
+
+    def test_asks_on_a_terminal(self, environment: dict[str, str]) -> None:
+        runs = make_runs(3)
+        status, shown = self.on_terminal(environment, b"n\n", *ids(runs))
+        assert status == 2
+        assert "Cancel 3 runs and everything below them? [y/N]" in shown
+        assert "Nothing has been cancelled." in shown
+        assert statuses(*runs) == ["queued"] * 3
+        status, shown = self.on_terminal(environment, b"y\n", *ids(runs))
+        assert status == 0
+        assert "0/3" in shown  # the bar
+        assert statuses(*runs) == ["cancelled"] * 3
+
+    def test_interrupt_stops_between_chunks(
+        self, environment: dict[str, str], tmp_path: Path
+    ) -> None:
+        runs = make_runs(5_000)
+        file = tmp_path / "ids"
+        file.write_text("\n".join(ids(runs)))
+        arguments = ("--file", str(file), "--yes", "--json")
+        process = self.start(
+            environment, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        deadline = time.monotonic() + 60
+        while not Cancellation.objects.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err
+        done = json.loads(out)["cancelled"]
+        assert 0 < len(done) < 5_000
+        assert len(done) % 100 == 0
+        assert f"Interrupted: {5_000 - len(done)} of 5000 runs were not looked at." in err.decode()
+        cancelled = get_run_model()._default_manager.filter(status="cancelled")
+        assert set(cancelled.values_list("run_id", flat=True)) == set(done)
