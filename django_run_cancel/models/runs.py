@@ -24,6 +24,8 @@ STATE_FIELDS = frozenset(
     {
         "status",
         "queued_at",
+        "dispatched_at",
+        "dispatch_due_at",
         "started_at",
         "finished_at",
         "heartbeat_at",
@@ -87,6 +89,18 @@ class AbstractRun(models.Model):
     )
     created_at = models.DateTimeField(_("created at"), default=timezone.now, editable=False)
     queued_at = models.DateTimeField(_("queued at"), null=True, blank=True)
+    dispatched_at = models.DateTimeField(
+        _("dispatched at"),
+        null=True,
+        blank=True,
+        help_text=_("When its executor was last given it."),
+    )
+    dispatch_due_at = models.DateTimeField(
+        _("dispatch due at"),
+        null=True,
+        blank=True,
+        help_text=_("When to hand it over again; empty once that has succeeded."),
+    )
     started_at = models.DateTimeField(_("started at"), null=True, blank=True)
     finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
     heartbeat_at = models.DateTimeField(_("heartbeat at"), null=True, blank=True)
@@ -119,6 +133,9 @@ class AbstractRun(models.Model):
             # The same for operators, who see all tenants.
             models.Index(fields=["created_at"]),
             models.Index(fields=["status", "created_at"]),
+            # For the delivery worker.
+            models.Index(fields=["stop_state", "created_at"]),
+            models.Index(fields=["dispatch_due_at"]),
         ]
         permissions: ClassVar[list[tuple[str, Any]]] = [
             ("cancel_run", _("Can cancel runs")),
