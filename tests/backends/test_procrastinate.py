@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+
+from django_run_cancel.backends.base import StopOutcome
+from tests.backends.contract import ALIAS, BackendContract, Harness, wait_until
+from tests.backends.services import require_package
+from tests.helpers import IS_POSTGRESQL, make_run
+
+require_package("procrastinate")
+if not IS_POSTGRESQL:
+    pytest.skip("Procrastinate needs PostgreSQL", allow_module_level=True)
+
+from django_run_cancel.backends.procrastinate import ProcrastinateBackend  # noqa: E402
+
+
+class Procrastinate(Harness):
+    backend = "django_run_cancel.backends.procrastinate.ProcrastinateBackend"
+    ready = "Starting worker"
+
+    def options(self) -> dict[str, Any]:
+        return {"TASK": "tests.backends.procrastinate_jobs.crawl"}
+
+    def command(self) -> list[str]:
+        intervals = ["--fetch-job-polling-interval=0.2", "--abort-job-polling-interval=0.2"]
+        return ["-m", "django", "procrastinate", "worker", "--concurrency=1", *intervals]
+
+
+def job_status(run: Any) -> list[tuple[str, bool]]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT status::text, abort_requested FROM procrastinate_jobs WHERE queueing_lock = %s",
+            [run.external_id],
+        )
+        return list(cursor.fetchall())
+
+
+class TestProcrastinate(BackendContract):
+    harness_class = Procrastinate
