@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from django.core.checks import CheckMessage
+from django.core.checks import CheckMessage, Warning
 from django.core.exceptions import ImproperlyConfigured
 
 from django_run_cancel.exceptions import BackendError
@@ -137,4 +137,19 @@ class BaseBackend:
         Args:
             kwargs: As Django gives them to system checks; ``deploy`` says whether it is that.
         """
+        if not kwargs.get("deploy"):
+            return []
+        try:
+            self.ping()
+        except Exception as error:  # noqa: BLE001 - of any client
+            return [
+                Warning(
+                    f"The executor of the backend {self.alias!r} does not answer: {error!r}.",
+                    hint=f"Start its broker, or correct RUN_CANCEL_BACKENDS[{self.alias!r}].",
+                    id="django_run_cancel.W005",
+                )
+            ]
         return []
+
+    def ping(self) -> None:
+        """Reach the executor within the timeout, or raise anything. By default, do nothing."""

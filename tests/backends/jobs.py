@@ -62,7 +62,7 @@ def stubborn(execution: Any, run_id: str) -> None:
         try:
             trace(run_id, "tick")
             time.sleep(0.1)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - that is the point
             trace(run_id, f"swallowed {type(error).__name__}")
 
 
