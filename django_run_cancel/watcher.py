@@ -12,7 +12,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
@@ -97,28 +97,30 @@ class Watcher:
 
     def _watch(self, bell: socket.socket, ear: socket.socket) -> None:
         connection = connections[rows_of().db]
+        self._at_once = settings.LISTEN  # only a poll connects, and then it can listen
         with bell, ear:
             while True:
-                self._attempt(self._listen, connection)
                 self._wait(connection, ear)
                 with self._lock:
                     executions = list(self.watched.values())
                     if not executions:
                         self._thread = self._listening = None
                         break
-                self._attempt(self._poll, executions)
-            # Before the sockets: what ends with this thread is then known to have ended.
+                self._poll(connection, executions)
             connections.close_all()
 
-    def _attempt(self, action: Callable[..., None], *args: Any) -> None:
+    def _poll(self, connection: Any, executions: list[Watched]) -> None:
         try:
-            action(*args)
+            self._listen(connection)
+            _look(executions)
+            _beat(executions)
         except Exception:
-            # Nothing may end this thread. What happens now is found at a later poll.
+            # Nothing may end this thread. What happens now is seen at a later poll.
             if not self._away:
                 logger.exception("Cannot ask whether runs have been cancelled; trying on.")
             self._away = True
-            connections.close_all()
+            with suppress(Exception):
+                connections.close_all()
         else:
             self._away = False
 
@@ -132,7 +134,6 @@ class Watcher:
             # with the answer of a poll that did not see the change yet.
             connection.connection.add_notify_handler(self._hear)
             self._listening = connection.connection
-            self._at_once = True  # what was sent before cannot be heard
 
     def _hear(self, notification: Any) -> None:
         self._at_once = True
@@ -146,35 +147,33 @@ class Watcher:
             if any(key.fileobj is ear for key, _ in selector.select(timeout)):
                 ear.recv(1024)
 
-    def _poll(self, executions: list[Watched]) -> None:
-        for execution in executions:
-            execution.tick()
-        found = rows_of(pk__in={execution.run.pk for execution in executions})
-        rows = {row.pk: row for row in found.values_list(*Row._fields, named=True)}
-        for execution in executions:
-            if execution.run.pk in rows:
-                execution.seen(rows[execution.run.pk])
-        now = time.monotonic()
-        due = [
-            execution
-            for execution in executions
-            if execution.alive and now - execution.beat_at >= settings.HEARTBEAT_SECONDS
-        ]
-        if due:
-            for execution in due:
-                execution.alive, execution.beat_at = False, now
-            _beat({execution.run.pk for execution in due})
+
+def _look(executions: list[Watched]) -> None:
+    for execution in executions:
+        execution.tick()
+    found = rows_of(pk__in={execution.run.pk for execution in executions})
+    rows = {row.pk: row for row in found.values_list(*Row._fields, named=True)}
+    for execution in executions:
+        if execution.run.pk in rows:
+            execution.seen(rows[execution.run.pk])
 
 
-def _beat(pks: set[Any]) -> None:
-    rows = rows_of(pk__in=pks, status=RunStatus.RUNNING)
+def _beat(executions: list[Watched]) -> None:
+    now = time.monotonic()
+    due = set()
+    for execution in executions:
+        if execution.alive and now - execution.beat_at >= settings.HEARTBEAT_SECONDS:
+            execution.alive, execution.beat_at = False, now
+            due.add(execution.run.pk)
+    if not due:
+        return
+    rows = rows_of(pk__in=due, status=RunStatus.RUNNING)
     features = connections[rows.db].features
     with transaction.atomic(using=rows.db):
         # A row that somebody has locked, such as the code of the run itself, keeps nobody waiting.
         locked = rows.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
-        rows.filter(pk__in=list(locked.values_list("pk", flat=True))).update(
-            heartbeat_at=timezone.now()
-        )
+        pks = list(locked.values_list("pk", flat=True))
+        rows.filter(pk__in=pks).update(heartbeat_at=timezone.now())
 
 
 _watcher = Watcher()

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 import traceback
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, cast
 
-from asgiref.sync import iscoroutinefunction, sync_to_async
+from asgiref.sync import sync_to_async
 from django.db import Error, InterfaceError, OperationalError, connections
 from django.db.models import Case, Q, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
+from django_run_cancel.callbacks import Callback, Callbacks
 from django_run_cancel.evidence import record_stopped
 from django_run_cancel.exceptions import RunCancelled, RunInProgress, TransitionNotAllowed
 from django_run_cancel.models import AbstractRun, Cancellation, CancellationItem, get_run_model
 from django_run_cancel.states import WAITING, Outcome, RunStatus, StopState
 from django_run_cancel.watcher import Row, rows_of, unwatch, watch
-
-Callback = Callable[[], object] | Callable[[], Coroutine[Any, Any, object]]
 
 RETRY_DELAYS = (0.1, 0.5, 1.0, 3.0)
 """Seconds between attempts to write while the database is away."""
@@ -91,9 +88,7 @@ class Execution:
         self._take_over = take_over
         self._requeue_on = requeue_on
         self._stop: Callable[[], Exception | None] | None = None
-        self._lock = threading.Lock()
-        self._callbacks: list[tuple[Callback, float]] = []
-        self._called: list[tuple[Callback, float, Future[object]]] = []
+        self._callbacks = Callbacks()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._interrupted = False
 
@@ -129,26 +124,17 @@ class Execution:
             deadline: Seconds that it may take. A coroutine is cancelled then; for a function
                 nobody waits any longer.
         """
-        with self._lock:
-            if not self.cancel_requested:
-                self._callbacks.append((callback, deadline))
-                return
-        self._call(callback, deadline)
+        self._callbacks.add(callback, deadline)
 
     def __enter__(self) -> Self:
         _steadily(self._start)
         watch(self)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
         unwatch(self)
         _despite(error, self._finish, error)
-        self._await_callbacks()
+        self._call_back()
         _despite(error, self._acknowledge)
 
     async def __aenter__(self) -> Self:
@@ -159,17 +145,12 @@ class Execution:
                 await _to_the_end(_in_thread(_despite, error, self._finish, error))
             raise
         self._loop = asyncio.get_running_loop()
-        self._task: Any = asyncio.current_task()
+        self._task = cast(asyncio.Task[Any], asyncio.current_task())
         self._cancelling = self._task.cancelling()
         watch(self)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
         unwatch(self)
         interrupted, self._interrupted = self._interrupted, True  # from now on it cannot be
         ours = interrupted and self._task.uncancel() <= self._cancelling
@@ -180,7 +161,7 @@ class Execution:
     async def _leave(self, error: BaseException | None) -> None:
         await _in_thread(_despite, error, self._finish, error)
         # Not in the thread of the ORM: the callbacks may need that.
-        await asyncio.to_thread(self._await_callbacks)
+        await asyncio.to_thread(self._call_back)
         await _in_thread(_despite, error, self._acknowledge)
 
     def _start(self) -> None:
@@ -190,8 +171,14 @@ class Execution:
         startable |= Q(status=RunStatus.RUNNING, heartbeat_at=now)
         started_at: Any = Coalesce("started_at", now)
         if self._take_over is not False:
-            age = timedelta(seconds=0 if self._take_over is True else self._take_over)
-            startable |= Q(status=RunStatus.RUNNING, heartbeat_at__lte=now - age)
+            startable |= (
+                Q(status=RunStatus.RUNNING)
+                if self._take_over is True
+                else Q(
+                    status=RunStatus.RUNNING,
+                    heartbeat_at__lt=now - timedelta(seconds=self._take_over),
+                )
+            )
             # What tells the execution that had the run that it no longer has it.
             started_at = Case(When(status=RunStatus.RUNNING, then=Value(now)), default=started_at)
         rows = rows_of(run_id=self.run_id)
@@ -241,6 +228,11 @@ class Execution:
             self.cancelled = True
             self.seen(row)
 
+    def _call_back(self) -> None:
+        if self.cancel_requested:
+            self._callbacks.begin(self._loop)
+            self._callbacks.wait()
+
     def _acknowledge(self) -> None:
         if self.cancelled:
             record_stopped([self.run_id], StopState.ACKNOWLEDGED)
@@ -272,20 +264,15 @@ class Execution:
             return
         records = Cancellation.objects.using(rows_of().db)
         cancellation = records.filter(pk=row.cancellation).first()
-        with self._lock:
-            if self.cancel_requested:
-                return
-            self.cancellation, self._stop = cancellation, stop
-            callbacks, self._callbacks = self._callbacks, []
-        for callback, deadline in callbacks:
-            self._call(callback, deadline)
+        self.cancellation, self._stop = cancellation, stop
+        self._callbacks.begin(self._loop)
         if self._loop is not None:
             with suppress(RuntimeError):  # closed
                 self._loop.call_soon_threadsafe(self._interrupt)
 
     def forked(self) -> None:
         """Let a forked process, which has no watcher, start one at the next checkpoint."""
-        self._lock, self._callbacks, self._loop = threading.Lock(), [], None
+        self._callbacks, self._loop = Callbacks(), None
         if self._stop is None:
             self._stop = self._rejoin
 
@@ -297,40 +284,6 @@ class Execution:
         if not self._interrupted:
             self._interrupted = True
             self._task.cancel()
-
-    def _call(self, callback: Callback, deadline: float) -> None:
-        until = time.monotonic() + deadline
-        future: Future[object] = Future()
-        if not iscoroutinefunction(callback):
-            work = callback
-        elif self._loop is None:
-            work = partial(asyncio.run, asyncio.wait_for(callback(), deadline))
-        else:
-            coroutine = asyncio.wait_for(callback(), deadline)
-            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-            work = None
-        if work is not None:
-            # Of no pool, for which the interpreter would wait before it ends.
-            threading.Thread(target=_fulfil, args=[future, work], daemon=True).start()
-        self._called.append((callback, until, future))
-
-    def _await_callbacks(self) -> None:
-        for callback, until, future in self._called:
-            try:
-                future.result(max(0, until - time.monotonic()))
-            except Exception:
-                logger.exception("%r, called when run %s was to stop:", callback, self.run_id)
-
-
-def _fulfil(future: Future[object], work: Callable[[], object]) -> None:
-    try:
-        result = work()
-    except BaseException as error:  # noqa: BLE001 - it is logged by who waits
-        future.set_exception(error)
-    else:
-        future.set_result(result)
-    finally:
-        connections.close_all()
 
 
 def _describe(error: BaseException) -> str:
