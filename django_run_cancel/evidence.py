@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 from django.db import router, transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from django_run_cancel.models import get_run_model
@@ -34,12 +36,8 @@ def record_stopped(run_ids: Iterable[str], stop_state: str) -> list[str]:
     """
     if stop_state not in ENDS:
         raise ValueError(f"stop_state must be one of {', '.join(sorted(ENDS))}.")
-    model = get_run_model()
-    # The table with the status: through a subclass with a table of its own, update() would look
-    # first, and write without asking again.
-    table = model._meta.get_field("stop_state").model
-    using = router.db_for_write(table)
-    stopping = table._base_manager.using(using).filter(stop_state=StopState.STOPPING)
+    rows = run_rows()
+    stopping = rows.filter(stop_state=StopState.STOPPING)
     found = stopping.filter(run_id__in=list(run_ids))
     recorded = []
     for pk, run_id, cancellation_id in list(
@@ -50,10 +48,20 @@ def record_stopped(run_ids: Iterable[str], stop_state: str) -> list[str]:
             recorded.append(run_id)
             send = partial(
                 run_stopped.send_robust,
-                sender=model,
+                sender=get_run_model(),
                 run_id=run_id,
                 cancellation_id=cancellation_id,
                 stop_state=values["stop_state"],
             )
-            transaction.on_commit(send, using=using)
+            transaction.on_commit(send, using=rows.db)
     return recorded
+
+
+def run_rows() -> QuerySet[Any]:
+    """Return the runs as the table that has their status, on the database that is written to.
+
+    Of a subclass with a table of its own it is that of the base: through the subclass, ``update()``
+    would look for the status first, and write without asking for it again.
+    """
+    table = get_run_model()._meta.get_field("status").model
+    return table._base_manager.using(router.db_for_write(table))

@@ -194,21 +194,22 @@ class AbstractRun(models.Model):
             TransitionNotAllowed: The run has another status by now, or is gone. ``cancelled`` is
                 never allowed here: only ``cancel_runs`` cancels.
         """
+        values = {} if failure_reason is None else {"failure_reason": failure_reason}
+        self._enter(status, **values)
+
+    def _enter(self, status: str, **values: Any) -> None:
         sources = SOURCES[RunStatus(status)]
         rows = self._rows()
         if status == RunStatus.CANCELLED:
             current = rows.values_list("status", flat=True).first()
             raise TransitionNotAllowed(self.run_id, current, status, "Use cancel_runs().")
         now = timezone.now()
-        values: dict[str, Any] = {}
         if status == RunStatus.QUEUED:
-            values = {"queued_at": now}
+            values["queued_at"] = now
         elif status == RunStatus.RUNNING:
-            values = {"started_at": Coalesce("started_at", now), "heartbeat_at": now}
+            values |= {"started_at": Coalesce("started_at", now), "heartbeat_at": now}
         elif status in TERMINAL:
-            values = {"finished_at": now}
-        if failure_reason is not None:
-            values["failure_reason"] = failure_reason
+            values["finished_at"] = now
         if not rows.filter(status__in=sources).update(**values, status=status):
             current = rows.values_list("status", flat=True).first()
             self.status = current or self.status
