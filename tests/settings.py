@@ -59,6 +59,7 @@ if find_spec("django_tasks_db"):
     TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend", "QUEUES": []}}
 if find_spec("procrastinate") and DATABASE["ENGINE"].endswith("postgresql"):
     INSTALLED_APPS.append("procrastinate.contrib.django")
+    PROCRASTINATE_IMPORT_PATHS = ["tests.backends.procrastinate_jobs"]
 
 # Of the runs that make_run() makes.
 RUN_CANCEL_BACKENDS = {"dummy": {"BACKEND": "django_run_cancel.backends.dummy.DummyBackend"}}

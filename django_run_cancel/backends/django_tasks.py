@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django.apps import apps
+from django.core.checks import CheckMessage, Error
 from django.db import router, transaction
 from django.utils import timezone
 from django.utils.functional import cached_property
@@ -96,3 +97,20 @@ class DjangoTasksBackend(BaseBackend):
                 traceback="",
             )
         return found
+
+    def check(self, **kwargs: Any) -> list[CheckMessage]:
+        """Check that the task is kept in a database."""
+        if not isinstance(self.task.get_backend(), DatabaseBackend):
+            return [
+                Error(
+                    f"{self.options['TASK']} is no task of the DatabaseBackend of django-tasks-db.",
+                    hint="With django-tasks-rq or django-tasks-celery, use the backend for RQ or "
+                    "Celery: the ids are theirs.",
+                    id="django_run_cancel.E011",
+                )
+            ]
+        return super().check(**kwargs)
+
+    def ping(self) -> None:
+        """Look for the table of the task results."""
+        call_database(self._results.exists, self._results.db, self.timeout)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from django.core.checks import CheckMessage, Error, Warning
+from django.core.checks import CheckMessage, Error
 from django.utils.functional import cached_property
 from django.utils.module_loading import import_string
 from dramatiq import Actor
@@ -46,25 +46,30 @@ class DramatiqBackend(BaseBackend):
         return actor
 
     @property
-    def _abortable(self) -> Abortable | None:
-        found = (m for m in self.actor.broker.middleware if isinstance(m, Abortable))
-        return next(found, None)
+    def _abortable(self) -> Abortable:
+        for middleware in self.actor.broker.middleware:
+            if isinstance(middleware, Abortable):
+                return middleware
+        raise LookupError(f"The broker of {self.options['ACTOR']} lacks the middleware Abortable.")
+
+    def _call(self, function: Callable[[], object]) -> None:
+        broker = self.actor.broker
+
+        def call() -> None:
+            try:
+                function()
+            finally:
+                if isinstance(getattr(type(broker), "connection", None), property):
+                    # RabbitMQ: each thread has a connection of its own, and this one ends.
+                    del broker.connection  # type: ignore[attr-defined]
+
+        call_bounded(call, self.timeout)
 
     def dispatch(self, run: AbstractRun) -> None:
         """Send the message."""
         message = self.actor.message(run.run_id).copy(message_id=run.external_id)
-
-        def send() -> None:
-            broker = self.actor.broker
-            try:
-                broker.enqueue(message)
-            finally:
-                if isinstance(getattr(type(broker), "connection", None), property):
-                    # RabbitMQ: one connection for each thread, and this one ends.
-                    del broker.connection  # type: ignore[attr-defined]
-
         try:
-            call_bounded(send, self.timeout)
+            self._call(lambda: self.actor.broker.enqueue(message))
         except Exception as error:
             raise BackendError(f"Dramatiq: {error}") from error
 
@@ -80,16 +85,29 @@ class DramatiqBackend(BaseBackend):
             for external_id in ids
             for mode, arguments in modes
         ]
+        ttl = int(self.options.get("ABORT_TTL", 7 * 24 * 3600) * 1000)
         outcome: StopOutcome | Exception = StopOutcome.TOLD
         try:
-            self._notify(events)
-        except Exception as error:  # noqa: BLE001 - any client, any broker
+            self._call(lambda: self._abortable.backend.notify(events, ttl=ttl))
+        except Exception as error:  # noqa: BLE001 - of any client
             outcome = error
         return dict.fromkeys(ids, outcome)
 
-    def _notify(self, events: Sequence[Event]) -> None:
-        abortable = self._abortable
-        if abortable is None:
-            raise BackendError("The broker lacks the middleware Abortable of dramatiq-abort.")
-        ttl = int(self.options.get("ABORT_TTL", 7 * 24 * 3600) * 1000)
-        call_bounded(lambda: abortable.backend.notify(events, ttl=ttl), self.timeout)
+    def check(self, **kwargs: Any) -> list[CheckMessage]:
+        """Check that the broker has ``Abortable`` and, for a deployment, that both answer."""
+        try:
+            self._abortable  # noqa: B018
+        except LookupError as error:
+            return [
+                Error(
+                    str(error),
+                    hint="broker.add_middleware(Abortable(backend=RedisBackend.from_url(…)))",
+                    id="django_run_cancel.E010",
+                )
+            ]
+        return super().check(**kwargs)
+
+    def ping(self) -> None:
+        """Ask the Redis of ``Abortable``, and connect to RabbitMQ where that is the broker."""
+        self._call(lambda: self._abortable.backend.poll("ping"))
+        self._call(lambda: getattr(self.actor.broker, "connection", None))

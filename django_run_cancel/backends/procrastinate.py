@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import iscoroutinefunction
 from typing import Any, TypeVar
 
 from django.utils.functional import cached_property
@@ -54,7 +55,6 @@ class ProcrastinateBackend(BaseBackend):
     """
 
     can_drop_queued = True
-    can_stop_running = True
     stops_many = True
     required_options = frozenset({"TASK"})
 
@@ -63,6 +63,11 @@ class ProcrastinateBackend(BaseBackend):
         """The task, which knows its app."""
         task: Task[Any, Any, Any] = import_string(self.options["TASK"])
         return task
+
+    @property
+    def can_stop_running(self) -> bool:  # type: ignore[override]
+        """Whether the task is a coroutine: a function can only ask."""
+        return iscoroutinefunction(self.task.func)
 
     @property
     def _connector(self) -> Any:
@@ -89,16 +94,19 @@ class ProcrastinateBackend(BaseBackend):
         A coroutine gets ``CancelledError``; a function has to ask, as ``checkpoint()`` does.
         """
         external_ids = [request.external_id for request in requests]
-        outcomes: dict[str, StopOutcome | Exception]
-        # What is not found is finished, unknown or on its way, and then its start is refused.
-        outcomes = dict.fromkeys(external_ids, StopOutcome.TOLD)
         try:
             rows = self._call(
                 lambda: self._connector.execute_query_all(STOP, external_ids=external_ids)
             )
         except Exception as error:  # noqa: BLE001 - of a database that is another's
             return dict.fromkeys(external_ids, error)
-        for row in rows:
-            if row["status"] == "cancelled":
-                outcomes[row["queueing_lock"]] = StopOutcome.STOPPED
-        return outcomes
+        running = StopOutcome.TOLD if self.can_stop_running else StopOutcome.UNSUPPORTED
+        known = {"cancelled": StopOutcome.STOPPED, "doing": running}
+        # What is not found is finished, unknown or on its way, and then its start is refused.
+        return dict.fromkeys(external_ids, StopOutcome.TOLD) | {
+            row["queueing_lock"]: known[row["status"]] for row in rows
+        }
+
+    def ping(self) -> None:
+        """Look for the table of the jobs."""
+        self._call(lambda: self._connector.execute_query("SELECT FROM procrastinate_jobs LIMIT 0"))

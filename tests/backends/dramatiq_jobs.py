@@ -29,7 +29,8 @@ def make_actor(broker_url: str, abort_url: str, queue: str) -> dramatiq.Actor[[s
     if broker_url.startswith("redis"):
         broker = RedisBroker(url=broker_url, namespace=queue)
     else:
-        broker = RabbitmqBroker(url=broker_url)
+        # What Celery writes as // for the virtual host of that name, pika wants escaped.
+        broker = RabbitmqBroker(url=f"{broker_url.removesuffix('//')}/%2F")
     backend = RedisBackend.from_url(abort_url, namespace=f"{queue}:aborts:")
     broker.add_middleware(Abortable(backend=backend))
     return dramatiq.actor(

@@ -19,7 +19,7 @@ from django_run_cancel.backends.procrastinate import ProcrastinateBackend  # noq
 
 class Procrastinate(Harness):
     backend = "django_run_cancel.backends.procrastinate.ProcrastinateBackend"
-    ready = "Starting worker"
+    ready = "Launching a worker"
 
     def options(self) -> dict[str, Any]:
         return {"TASK": "tests.backends.procrastinate_jobs.crawl"}
