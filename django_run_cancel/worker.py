@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Self, cast
 
@@ -127,7 +127,7 @@ class Execution:
         self._callbacks.add(callback, deadline)
 
     def __enter__(self) -> Self:
-        _steadily(self._start)
+        _steadily(self._start, timezone.now())
         watch(self)
         return self
 
@@ -139,10 +139,10 @@ class Execution:
 
     async def __aenter__(self) -> Self:
         try:
-            await _to_the_end(_in_thread(_steadily, self._start))
+            await _to_the_end(_in_thread(_steadily, self._start, timezone.now()))
         except asyncio.CancelledError as error:
             if hasattr(self, "run"):
-                await _to_the_end(_in_thread(_despite, error, self._finish, error))
+                await _to_the_end(self._leave(error))
             raise
         self._loop = asyncio.get_running_loop()
         self._task = cast(asyncio.Task[Any], asyncio.current_task())
@@ -164,21 +164,16 @@ class Execution:
         await asyncio.to_thread(self._call_back)
         await _in_thread(_despite, error, self._acknowledge)
 
-    def _start(self) -> None:
-        now = timezone.now()
+    def _start(self, now: datetime) -> None:
         # Running since this very moment: the answer to an attempt of ours was lost.
         startable = Q(status__in=[*WAITING, RunStatus.PAUSED])
         startable |= Q(status=RunStatus.RUNNING, heartbeat_at=now)
         started_at: Any = Coalesce("started_at", now)
         if self._take_over is not False:
-            startable |= (
-                Q(status=RunStatus.RUNNING)
-                if self._take_over is True
-                else Q(
-                    status=RunStatus.RUNNING,
-                    heartbeat_at__lt=now - timedelta(seconds=self._take_over),
-                )
-            )
+            running = Q(status=RunStatus.RUNNING)
+            if self._take_over is not True:
+                running &= Q(heartbeat_at__lt=now - timedelta(seconds=self._take_over))
+            startable |= running
             # What tells the execution that had the run that it no longer has it.
             started_at = Case(When(status=RunStatus.RUNNING, then=Value(now)), default=started_at)
         rows = rows_of(run_id=self.run_id)
