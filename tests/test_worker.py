@@ -493,6 +493,17 @@ class TestForks:
 
             assert self.succeeded(self.fork(child))
 
+    def test_what_the_child_is_left_with(self) -> None:
+        """The same in this process, where coverage is measured."""
+        run, parents = make_run(), watcher._watcher
+        with pytest.raises(RunCancelled), execution(run.run_id) as executed:
+            watcher._after_fork()
+            parents.remove(executed)
+            assert not watcher._watcher.watched
+            cancel(run)
+            work_on(executed)
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
 
 class TestWithoutADatabase:
     @pytest.mark.skipif(IS_SQLITE, reason="SQLite has no connection that could die")
