@@ -21,6 +21,33 @@ class RunCancelSettings:
     SCOPE: str | None = None
     """Dotted path of ``(request, queryset) -> queryset``: the runs that a request may touch."""
 
+    BACKENDS: dict[str, dict[str, Any]] = {}
+    """Executors by alias: ``{"BACKEND": dotted path, "OPTIONS": {…}}``, in the form of CACHES."""
+
+    POLL_SECONDS: float = 1.0
+    """How often running code looks whether it has been cancelled."""
+
+    HEARTBEAT_SECONDS: float = 15.0
+    """How often running code says that it is alive."""
+
+    GRACE_SECONDS: float = 30
+    """How long cancelled code may take to end, before it is killed where that can be done."""
+
+    PRESUME_SECONDS: float = 300
+    """After how long cancelled code that nobody has heard of is presumed to have ended."""
+
+    STALLED_SECONDS: float | None = None
+    """After how long without a heartbeat a running run is set to timed out; None for never."""
+
+    MAX_ATTEMPTS: int = 10
+    """How often an executor or a handler that fails is tried, before somebody must look."""
+
+    LISTEN: bool = False
+    """Whether running code learns of a cancellation at once, through LISTEN on PostgreSQL."""
+
+    HANDLERS: list[str] = []
+    """Dotted paths of ``(item) -> None``: what must happen exactly once for a cancelled run."""
+
     def __getattribute__(self, name: str) -> Any:
         default = super().__getattribute__(name)
         if name.isupper():

@@ -1,8 +1,70 @@
-"""How the work of cancelled runs ended."""
+"""Evidence: how the work of a cancelled run has ended."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from django.db import router, transaction
+from django.db.models import QuerySet
+from django.utils import timezone
+
 from django_run_cancel.models import CancellationItem, get_run_model
+from django_run_cancel.signals import run_stopped
+from django_run_cancel.states import StopState
+
+ENDS = frozenset({StopState.ACKNOWLEDGED, StopState.KILLED, StopState.PRESUMED})
+"""What ``stopping`` may become. Nothing comes after."""
+
+
+def record_stopped(run_ids: Iterable[str], stop_state: str) -> list[str]:
+    """Say of cancelled runs that are still ``stopping`` how they have ended.
+
+    One compare-and-set statement for each. Name several only outside a transaction: their rows
+    are not locked in the order that cancellations need. ``run_stopped`` is sent after the commit.
+
+    Args:
+        run_ids: Public ids.
+        stop_state: ``acknowledged``, ``killed`` or ``presumed``.
+
+    Returns:
+        The ids of the runs of which this was not known before.
+
+    Raises:
+        ValueError: ``stop_state`` is something else.
+    """
+    if stop_state not in ENDS:
+        raise ValueError(f"stop_state must be one of {', '.join(sorted(ENDS))}.")
+    rows = run_rows()
+    stopping = rows.filter(stop_state=StopState.STOPPING)
+    found = stopping.filter(run_id__in=list(run_ids))
+    recorded = []
+    for pk, run_id, cancellation_id in list(
+        found.values_list("pk", "run_id", "cancellation__cancellation_id")
+    ):
+        values = {"stop_state": str(StopState(stop_state)), "stopped_at": timezone.now()}
+        if stopping.filter(pk=pk).update(**values):
+            recorded.append(run_id)
+            send = partial(
+                run_stopped.send_robust,
+                sender=get_run_model(),
+                run_id=run_id,
+                cancellation_id=cancellation_id,
+                stop_state=values["stop_state"],
+            )
+            transaction.on_commit(send, using=rows.db)
+    return recorded
+
+
+def run_rows() -> QuerySet[Any]:
+    """Return the runs as the table that has their status, on the database that is written to.
+
+    Of a subclass with a table of its own it is that of the base: through the subclass, ``update()``
+    would look for the status first, and write without asking for it again.
+    """
+    table = get_run_model()._meta.get_field("status").model
+    return table._base_manager.using(router.db_for_write(table))
 
 
 def with_evidence(items: list[CancellationItem]) -> list[CancellationItem]:

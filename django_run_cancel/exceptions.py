@@ -63,3 +63,31 @@ class IdempotencyKeyReused(RunCancelError):
         super().__init__(
             f"Idempotency key {idempotency_key!r} was used before for another request."
         )
+
+
+class RunInProgress(RunCancelError):
+    """Somebody else is executing this run already, for example after a redelivery.
+
+    Attributes:
+        run_id: Public id of the run.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(f"Run {run_id} is being executed already.")
+
+
+class BackendError(RunCancelError):
+    """An executor could not be reached, or refused what it was told."""
+
+
+class UnknownBackend(BackendError):
+    """A run names a backend that ``RUN_CANCEL_BACKENDS`` does not have.
+
+    Attributes:
+        alias: The name.
+    """
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+        super().__init__(f"RUN_CANCEL_BACKENDS has no backend {alias!r}.")

@@ -17,13 +17,14 @@ from django.db.models import Model, QuerySet
 from django.utils import timezone
 
 from django_run_cancel import signals, sql
+from django_run_cancel.conf import settings
 from django_run_cancel.decision import Item, decide
 from django_run_cancel.exceptions import IdempotencyKeyReused
 from django_run_cancel.ids import is_storable
 from django_run_cancel.models import ApiKey, Cancellation, CancellationItem, get_run_model
 from django_run_cancel.origin import Origin
 from django_run_cancel.sql import LockedRun
-from django_run_cancel.states import SUCCESSFUL, Delivery, Outcome, Source, Via
+from django_run_cancel.states import SUCCESSFUL, Delivery, Outcome, Source, StopState, Via
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -224,6 +225,8 @@ def _cancel(
             return first
         if changed:
             sql.write_cancelled(model, [row.pk for row in changed], record.pk, using)
+            if settings.LISTEN:
+                sql.notify(using)
             _announce_after_commit(model, changed, record, using)
         _write_items(items, changed, record, using)
     return _result(record, items)
@@ -265,17 +268,9 @@ def _new_record(items: list[Item], request: dict[str, Any]) -> Cancellation:
 
 
 ITEM_FIELDS = (
-    "cancellation",
-    "run_id",
-    "outcome",
-    "via",
-    "previous_status",
-    "backend",
-    "external_id",
-    "delivery",
-    "attempts",
-    "next_attempt_at",
-    "last_error",
+    *("cancellation", "run_id", "outcome", "via", "previous_status", "backend", "external_id"),
+    *("delivery", "attempts", "next_attempt_at", "last_error", "force"),
+    *("handling", "handling_attempts", "next_handling_at", "handling_error"),
 )
 
 
@@ -284,6 +279,7 @@ def _write_items(
 ) -> None:
     due = connections[using].ops.adapt_datetimefield_value(timezone.now())
     rows = {row.run_id: row for row in changed}
+    handled = bool(settings.HANDLERS)
 
     def values(item: Item) -> Sequence[Any]:
         row = rows.get(item.run_id) if item.outcome == Outcome.CANCELLED else None
@@ -292,7 +288,9 @@ def _write_items(
         told = backend and external_id
         delivery = (Delivery.PENDING, 0, due) if told else (Delivery.NOT_NEEDED, 0, None)
         what = (recorded_id(item.run_id), item.outcome, item.via, item.previous_status)
-        return (record.pk, *what, backend, external_id, *delivery, "")
+        handling = (Delivery.PENDING, 0, due) if row and handled else (Delivery.NOT_NEEDED, 0, None)
+        told_how = (backend, external_id, *delivery, "", record.force)
+        return (record.pk, *what, *told_how, *handling, "")
 
     sql.insert_rows(CancellationItem, ITEM_FIELDS, map(values, items), using)
 
@@ -308,6 +306,7 @@ def _announce_after_commit(
     model: type[Model], changed: list[LockedRun], record: Cancellation, using: str
 ) -> None:
     run_ids = [row.run_id for row in changed]
+    never_started = [row.run_id for row in changed if row.never_started]
     about = {"sender": model, "cancellation_id": record.cancellation_id}
 
     def announce() -> None:
@@ -315,6 +314,10 @@ def _announce_after_commit(
         for run_id in run_ids:
             signals.run_cancelled.send_robust(run_id=run_id, **about)
         signals.runs_cancelled.send_robust(run_ids=run_ids, **about)
+        for run_id in never_started:
+            signals.run_stopped.send_robust(
+                run_id=run_id, stop_state=StopState.NEVER_STARTED.value, **about
+            )
 
     transaction.on_commit(announce, using=using)
 

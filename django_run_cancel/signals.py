@@ -14,3 +14,7 @@ run_cancelled = Signal()
 #: Once per request that has changed at least one run.
 #: sender: the run model; run_ids: list[str]; cancellation_id: str.
 runs_cancelled = Signal()
+
+#: Once per cancelled run, when it is known or presumed that its code does not run.
+#: sender: the run model; run_id: str; cancellation_id: str; stop_state: str.
+run_stopped = Signal()

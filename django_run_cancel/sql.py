@@ -26,6 +26,8 @@ MAX_PARAMETERS = 30_000
 """Per statement; SQLite takes 32,766 by default and PostgreSQL, with server-side binding, 65,535.
 """
 
+CHANNEL = "run_cancel"
+"""On which PostgreSQL tells processes that runs have been cancelled."""
 
 LEVELS = 3
 """Levels of children that the first statement reads on PostgreSQL; deeper ones take one each."""
@@ -46,7 +48,7 @@ COLUMNS = (
 
 
 class LockedRun(NamedTuple):
-    """What a cancellation needs to know of a run. ``pk`` and ``parent`` are database values."""
+    """What a cancellation needs to know of a run. Other than texts are database values."""
 
     pk: Any
     parent: Any
@@ -55,6 +57,12 @@ class LockedRun(NamedTuple):
     status: str
     backend: str
     external_id: str
+    started_at: Any
+
+    @property
+    def never_started(self) -> bool:
+        """Tell whether no code of it has ever run; ``write_cancelled`` decides by the same."""
+        return self.started_at is None and self.status in WAITING
 
 
 def read_closure(scope: QuerySet[Any], model: type[Model], using: str) -> tuple[set[Any], set[Any]]:
@@ -201,6 +209,13 @@ def write_cancelled(model: type[Model], pks: Iterable[Any], cancellation: int, u
     for chunk in _key_chunks(pks, using):
         with connections[using].cursor() as cursor:
             cursor.execute(f"{statement}({_placeholders(chunk)})", [*before, *chunk])
+
+
+def notify(using: str) -> None:
+    """Tell listening processes, when the transaction commits, that there is something to see."""
+    if connections[using].vendor == "postgresql":
+        with connections[using].cursor() as cursor:
+            cursor.execute(f"NOTIFY {CHANNEL}")
 
 
 def insert_rows(

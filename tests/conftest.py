@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ from django.core.cache import cache
 from django.db import connection
 
 from django_run_cancel.models import ApiKey
+from tests.backends import services
 from tests.helpers import ApiClient
 
 DATABASES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MariaDB"}
@@ -18,8 +20,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     name = DATABASES[connection.vendor]
     others = ", ".join(sorted(set(DATABASES.values()) - {name}))
     terminalreporter.write_sep("=", "databases and brokers")
-    terminalreporter.write_line(f"Ran against: {name}. Brokers: none are used yet.")
+    brokers = ", ".join(sorted(services.USED)) or "none"
+    terminalreporter.write_line(f"Ran against: {name}. Brokers: {brokers}.")
     terminalreporter.write_line(f"Not in this run: {others} (set DATABASE_URL, or run .ci/run).")
+    for what in sorted(services.MISSING):
+        terminalreporter.write_line(f"SKIPPED, AND NOT TESTED: what needs {what}.", red=True)
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +42,14 @@ def secret(db: None) -> str:
 @pytest.fixture
 def api(secret: str) -> ApiClient:
     return ApiClient(secret)
+
+
+@pytest.fixture
+def watched(settings: Any) -> Iterator[None]:
+    """Look often whether runs are cancelled, and leave nothing behind that looks."""
+    settings.RUN_CANCEL_POLL_SECONDS = 0.02
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "run_cancel":
+            thread.join(10)
+            assert not thread.is_alive(), "An execution was entered and not left."

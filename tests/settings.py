@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,14 @@ elif DATABASE["ENGINE"].endswith("mysql"):
     DATABASE["OPTIONS"] |= {"charset": "utf8mb4"}
     DATABASE["TEST"] = {"CHARSET": "utf8mb4", "COLLATION": "utf8mb4_general_ci"}
 DATABASES = {"default": DATABASE}
+
+# The executors that live in a database, when they are installed.
+if find_spec("django_tasks_db"):
+    INSTALLED_APPS.append("django_tasks_db")
+    TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend", "QUEUES": []}}
+if find_spec("procrastinate") and DATABASE["ENGINE"].endswith("postgresql"):
+    INSTALLED_APPS.append("procrastinate.contrib.django")
+    PROCRASTINATE_IMPORT_PATHS = ["tests.backends.procrastinate_jobs"]
+
+# Of the runs that make_run() makes.
+RUN_CANCEL_BACKENDS = {"dummy": {"BACKEND": "django_run_cancel.backends.dummy.DummyBackend"}}

@@ -29,7 +29,7 @@ from django.test import Client
 from django.urls import URLPattern
 
 import django_run_cancel
-from django_run_cancel import checks, services, signals
+from django_run_cancel import backends, checks, services, signals
 from django_run_cancel.api import errors, parsing, schema, serializers, urls
 from django_run_cancel.conf import RunCancelSettings
 from django_run_cancel.conf import settings as run_cancel_settings
@@ -139,7 +139,8 @@ class TestSettings:
 
 def test_checks() -> None:
     pattern = r"django_run_cancel\.[A-Z]\d{3}"
-    strings = {node.value for node in sources(checks) if isinstance(node, ast.Constant)}
+    nodes = (node for package in (checks, backends) for node in sources(package))
+    strings = {node.value for node in nodes if isinstance(node, ast.Constant)}
     ids = {text for text in strings if isinstance(text, str) and re.fullmatch(pattern, text)}
     documented = [row[0].strip("`") for row in rows(TEXT["reference/checks.md"])[1:]]
     assert documented == sorted(ids)

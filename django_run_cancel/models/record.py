@@ -113,6 +113,16 @@ class CancellationItem(models.Model):
     attempts = models.PositiveSmallIntegerField(_("attempts"), default=0)
     next_attempt_at = models.DateTimeField(_("next attempt at"), null=True, blank=True)
     last_error = models.TextField(_("last error"), blank=True, default="")
+    force = models.BooleanField(
+        _("force"), default=False, help_text=_("Asked for, or escalated to after the grace.")
+    )
+    # The same for the handlers of the host, in RUN_CANCEL_HANDLERS.
+    handling = ExactCharField(
+        _("handling"), max_length=16, choices=Delivery, default=Delivery.NOT_NEEDED
+    )
+    handling_attempts = models.PositiveSmallIntegerField(_("handling attempts"), default=0)
+    next_handling_at = models.DateTimeField(_("next handling at"), null=True, blank=True)
+    handling_error = models.TextField(_("handling error"), blank=True, default="")
 
     class Meta:
         verbose_name = _("cancellation item")
@@ -120,6 +130,9 @@ class CancellationItem(models.Model):
         indexes: ClassVar[list[models.Index]] = [
             models.Index(fields=["run_id"], name="run_cancel_item_run_idx"),
             models.Index(fields=["delivery", "next_attempt_at"], name="run_cancel_item_due_idx"),
+            models.Index(
+                fields=["handling", "next_handling_at"], name="run_cancel_item_handle_idx"
+            ),
         ]
 
     def __str__(self) -> str:

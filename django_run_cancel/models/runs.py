@@ -32,6 +32,8 @@ STATE_FIELDS = frozenset(
     {
         "status",
         "queued_at",
+        "dispatched_at",
+        "dispatch_due_at",
         "started_at",
         "finished_at",
         "heartbeat_at",
@@ -95,6 +97,18 @@ class AbstractRun(models.Model):
     )
     created_at = models.DateTimeField(_("created at"), default=timezone.now, editable=False)
     queued_at = models.DateTimeField(_("queued at"), null=True, blank=True)
+    dispatched_at = models.DateTimeField(
+        _("dispatched at"),
+        null=True,
+        blank=True,
+        help_text=_("When its executor was last given it."),
+    )
+    dispatch_due_at = models.DateTimeField(
+        _("dispatch due at"),
+        null=True,
+        blank=True,
+        help_text=_("When to hand it over again; empty once that has succeeded."),
+    )
     started_at = models.DateTimeField(_("started at"), null=True, blank=True)
     finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
     heartbeat_at = models.DateTimeField(_("heartbeat at"), null=True, blank=True)
@@ -129,6 +143,8 @@ class AbstractRun(models.Model):
             models.Index(fields=["status", "created_at"]),
             models.Index(fields=["run_type", "created_at"]),
             models.Index(fields=["stop_state", "created_at"]),
+            # For the delivery worker.
+            models.Index(fields=["dispatch_due_at"]),
         ]
         permissions: ClassVar[list[tuple[str, Any]]] = [
             ("cancel_run", _("Can cancel runs")),
@@ -194,21 +210,22 @@ class AbstractRun(models.Model):
             TransitionNotAllowed: The run has another status by now, or is gone. ``cancelled`` is
                 never allowed here: only ``cancel_runs`` cancels.
         """
+        values = {} if failure_reason is None else {"failure_reason": failure_reason}
+        self._enter(status, **values)
+
+    def _enter(self, status: str, **values: Any) -> None:
         sources = SOURCES[RunStatus(status)]
         rows = self._rows()
         if status == RunStatus.CANCELLED:
             current = rows.values_list("status", flat=True).first()
             raise TransitionNotAllowed(self.run_id, current, status, "Use cancel_runs().")
         now = timezone.now()
-        values: dict[str, Any] = {}
         if status == RunStatus.QUEUED:
-            values = {"queued_at": now}
+            values["queued_at"] = now
         elif status == RunStatus.RUNNING:
-            values = {"started_at": Coalesce("started_at", now), "heartbeat_at": now}
+            values |= {"started_at": Coalesce("started_at", now), "heartbeat_at": now}
         elif status in TERMINAL:
-            values = {"finished_at": now}
-        if failure_reason is not None:
-            values["failure_reason"] = failure_reason
+            values["finished_at"] = now
         if not rows.filter(status__in=sources).update(**values, status=status):
             current = rows.values_list("status", flat=True).first()
             self.status = current or self.status

@@ -1,0 +1,79 @@
+"""Bounding calls into clients that wait for as long as a dead server likes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from threading import BoundedSemaphore, Thread
+from typing import TypeVar
+
+from django.db import connections, router, transaction
+
+from django_run_cancel.models import get_run_model
+
+Result = TypeVar("Result")
+
+MAX_WAITING = 8
+"""Calls at a time, so that those which a dead server never answers do not pile up."""
+
+_free = BoundedSemaphore(MAX_WAITING)
+
+
+def call_bounded(function: Callable[[], Result], timeout: float) -> Result:
+    """Call a function in a thread of its own, and stop waiting for it after a while.
+
+    What is not waited for any more goes on in its thread, and may still have an effect.
+
+    Args:
+        function: What to call. It has database connections of its own.
+        timeout: Seconds to wait.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        TimeoutError: It takes longer.
+        Exception: Whatever the function raises.
+    """
+    until = time.monotonic() + timeout
+    future: Future[Result] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            future.set_exception(error)
+        finally:
+            connections.close_all()
+            _free.release()
+
+    if _free.acquire(timeout=timeout):
+        Thread(target=call, name="run-cancel-call", daemon=True).start()
+        try:
+            return future.result(until - time.monotonic())
+        except TimeoutError:
+            if future.done():
+                raise
+    raise TimeoutError(f"No answer within {timeout} s.")
+
+
+def call_database(function: Callable[[], Result], using: str | None, timeout: float) -> Result:
+    """Call a function that uses a database, bounded unless it is the database of the runs.
+
+    That one needs no watching: without it nothing gets here. And what is done there belongs to the
+    transaction that is open on its connection.
+
+    Args:
+        function: What to call.
+        using: Alias of the database; None when Django does not know it.
+        timeout: Seconds to wait for another database.
+
+    Raises:
+        TimeoutError: It takes longer.
+        Exception: Whatever the function raises.
+    """
+    if using == router.db_for_write(get_run_model()):
+        with transaction.atomic(using=using):
+            return function()
+    return call_bounded(function, timeout)

@@ -1,0 +1,116 @@
+"""Django Tasks, with the database backend of django-tasks-db."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+from django.apps import apps
+from django.core.checks import CheckMessage, Error
+from django.db import router, transaction
+from django.utils import timezone
+from django.utils.functional import cached_property
+from django.utils.module_loading import import_string
+from django_tasks_db.backend import DatabaseBackend
+from django_tasks_db.compat import Task, TaskResultStatus
+
+from django_run_cancel.backends.base import BackendError, BaseBackend, StopOutcome, StopRequest
+from django_run_cancel.backends.bounded import call_database
+from django_run_cancel.exceptions import RunCancelled
+from django_run_cancel.models import AbstractRun
+
+REASON = f"{RunCancelled.__module__}.{RunCancelled.__qualname__}"
+
+
+class DjangoTasksBackend(BaseBackend):
+    """Enqueues a task for each run, and takes what still waits out of the queue.
+
+    The id of the task result is the external id. Its worker has no way to stop running code.
+
+    Options:
+        TASK: Dotted path of the task; its only argument is the run id.
+    """
+
+    can_drop_queued = True
+    stops_many = True
+    required_options = frozenset({"TASK"})
+
+    @cached_property
+    def task(self) -> Task[Any, Any]:
+        """The task, which knows its own backend."""
+        task: Task[Any, Any] = import_string(self.options["TASK"])
+        return task
+
+    @cached_property
+    def _results(self) -> Any:
+        model = apps.get_model("django_tasks_database", "DBTaskResult")
+        return model._default_manager.using(router.db_for_write(model)).order_by("pk")
+
+    def dispatch(self, run: AbstractRun) -> None:
+        """Enqueue the task, unless it has been."""
+        external_id = UUID(run.external_id)
+        known = self.task.get_backend()
+        options = {**known.options, "id_function": lambda: external_id}
+        backend = type(known)(known.alias, {"QUEUES": list(known.queues), "OPTIONS": options})
+
+        def enqueue() -> None:
+            if not self._results.filter(pk=external_id).exists():
+                backend.enqueue(self.task, [run.run_id], {})
+
+        try:
+            call_database(enqueue, self._results.db, self.timeout)
+        except Exception as error:
+            raise BackendError(f"Django Tasks: {error}") from error
+
+    def stop(
+        self, requests: Sequence[StopRequest], *, force: bool
+    ) -> Mapping[str, StopOutcome | Exception]:
+        """Mark what waits as failed, in one transaction; what runs can only ask."""
+        outcomes: dict[str, StopOutcome | Exception] = {}
+        asked: dict[UUID, str] = {}
+        for request in requests:
+            # Not found it is unknown or on its way, and then its start is refused.
+            outcomes[request.external_id] = StopOutcome.TOLD
+            with suppress(ValueError):
+                asked[UUID(request.external_id)] = request.external_id
+        try:
+            found = call_database(lambda: self._drop(asked), self._results.db, self.timeout)
+        except Exception as error:  # noqa: BLE001 - of a database that is another's
+            return dict.fromkeys(outcomes, error)
+        for pk, status in found.items():
+            running = status == TaskResultStatus.RUNNING
+            outcomes[asked[pk]] = StopOutcome.UNSUPPORTED if running else StopOutcome.STOPPED
+        return outcomes
+
+    def _drop(self, asked: Mapping[UUID, str]) -> dict[UUID, str]:
+        """Return the statuses that the known ones of these had."""
+        with transaction.atomic(using=self._results.db):
+            rows = self._results.select_for_update().filter(pk__in=asked)
+            found = dict(rows.values_list("pk", "status"))
+            waiting = [pk for pk, status in found.items() if status == TaskResultStatus.READY]
+            self._results.filter(pk__in=waiting).update(
+                status=TaskResultStatus.FAILED,
+                finished_at=timezone.now(),
+                exception_class_path=REASON,
+                traceback="",
+            )
+        return found
+
+    def check(self, **kwargs: Any) -> list[CheckMessage]:
+        """Check that the task is kept in a database."""
+        if not isinstance(self.task.get_backend(), DatabaseBackend):
+            return [
+                Error(
+                    f"{self.options['TASK']} is no task of the DatabaseBackend of django-tasks-db.",
+                    hint="With django-tasks-rq or django-tasks-celery, use the backend for RQ or "
+                    "Celery: the ids are theirs.",
+                    id="django_run_cancel.E011",
+                )
+            ]
+        return super().check(**kwargs)
+
+    def ping(self) -> None:
+        """Look for the table of the task results."""
+        call_database(self._results.exists, self._results.db, self.timeout)

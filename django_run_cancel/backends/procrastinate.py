@@ -1,0 +1,112 @@
+"""Procrastinate: its queue is a table in PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from inspect import iscoroutinefunction
+from typing import Any, TypeVar
+
+from django.utils.functional import cached_property
+from django.utils.module_loading import import_string
+from procrastinate.exceptions import AlreadyEnqueued, JobAborted
+from procrastinate.tasks import Task
+
+from django_run_cancel.backends.base import BackendError, BaseBackend, StopOutcome, StopRequest
+from django_run_cancel.backends.bounded import call_database
+from django_run_cancel.exceptions import RunCancelError
+from django_run_cancel.models import AbstractRun
+
+Result = TypeVar("Result")
+
+# What procrastinate_cancel_job_v1() does to one job, for many of them, and with an answer.
+STOP = """
+UPDATE procrastinate_jobs
+SET abort_requested = true,
+    status = CASE status WHEN 'todo' THEN 'cancelled'::procrastinate_job_status ELSE status END
+WHERE status IN ('todo', 'doing') AND queueing_lock = ANY(%(external_ids)s)
+RETURNING queueing_lock, status::text
+"""
+
+
+@contextmanager
+def abort_refused() -> Iterator[None]:
+    """Let a job whose run is cancelled, or may not start, end as ``aborted``.
+
+    Procrastinate then neither logs an error nor tries again, whatever ``retry`` says. Around an
+    ``execution``, in functions and in coroutines alike.
+
+    Raises:
+        JobAborted: Instead of any ``RunCancelError``.
+    """
+    try:
+        yield
+    except RunCancelError as refused:
+        raise JobAborted(str(refused)) from refused
+
+
+class ProcrastinateBackend(BaseBackend):
+    """Defers a task for each run, and cancels or aborts its job.
+
+    The external id is the queueing lock of the job: unlike its id, it can be chosen.
+
+    Options:
+        TASK: Dotted path of the task; its only argument is ``run_id``.
+    """
+
+    can_drop_queued = True
+    stops_many = True
+    required_options = frozenset({"TASK"})
+
+    @cached_property
+    def task(self) -> Task[Any, Any, Any]:
+        """The task, which knows its app."""
+        task: Task[Any, Any, Any] = import_string(self.options["TASK"])
+        return task
+
+    @property
+    def can_stop_running(self) -> bool:  # type: ignore[override]
+        """Whether the task is a coroutine: a function can only ask."""
+        return iscoroutinefunction(self.task.func)
+
+    @property
+    def _connector(self) -> Any:
+        return self.task.blueprint.connector.get_sync_connector()
+
+    def _call(self, function: Callable[[], Result]) -> Result:
+        return call_database(function, getattr(self._connector, "alias", None), self.timeout)
+
+    def dispatch(self, run: AbstractRun) -> None:
+        """Defer the job, unless it waits already."""
+        deferrer = self.task.configure(queueing_lock=run.external_id)
+        try:
+            self._call(lambda: deferrer.defer(run_id=run.run_id))
+        except AlreadyEnqueued:
+            pass
+        except Exception as error:
+            raise BackendError(f"Procrastinate: {error}") from error
+
+    def stop(
+        self, requests: Sequence[StopRequest], *, force: bool
+    ) -> Mapping[str, StopOutcome | Exception]:
+        """Cancel what waits and abort what runs, in one statement.
+
+        A coroutine gets ``CancelledError``; a function has to ask, as ``checkpoint()`` does.
+        """
+        external_ids = [request.external_id for request in requests]
+        try:
+            rows = self._call(
+                lambda: self._connector.execute_query_all(STOP, external_ids=external_ids)
+            )
+        except Exception as error:  # noqa: BLE001 - of a database that is another's
+            return dict.fromkeys(external_ids, error)
+        running = StopOutcome.TOLD if self.can_stop_running else StopOutcome.UNSUPPORTED
+        known = {"cancelled": StopOutcome.STOPPED, "doing": running}
+        # What is not found is finished, unknown or on its way, and then its start is refused.
+        return dict.fromkeys(external_ids, StopOutcome.TOLD) | {
+            row["queueing_lock"]: known[row["status"]] for row in rows
+        }
+
+    def ping(self) -> None:
+        """Look for the table of the jobs."""
+        self._call(lambda: self._connector.execute_query("SELECT FROM procrastinate_jobs LIMIT 0"))

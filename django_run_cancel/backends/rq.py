@@ -1,0 +1,129 @@
+"""RQ."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from rq import Queue
+from rq.command import send_stop_job_command
+from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
+from rq.job import Job, JobStatus
+
+from django_run_cancel.backends.base import BackendError, BaseBackend, StopOutcome, StopRequest
+from django_run_cancel.models import AbstractRun
+
+WAITING = set(JobStatus) - {
+    *(JobStatus.STARTED, JobStatus.FINISHED, JobStatus.FAILED),
+    *(JobStatus.STOPPED, JobStatus.CANCELED),
+}
+
+RUNNING = {JobStatus.STARTED}
+
+ENDED = {JobStatus.FINISHED, JobStatus.STOPPED}
+"""Surely: a job that is ``failed`` may go on, when only its worker was killed."""
+
+
+class RQBackend(BaseBackend):
+    """Enqueues a function for each run, takes jobs out of the queue and kills running ones.
+
+    The id of the job is the external id.
+
+    Options:
+        URL: Of the Redis with the queue.
+        FUNC: Dotted path of the function; its only argument is the run id.
+        QUEUE: Name of the queue, ``"default"`` by default.
+        JOB: More arguments of ``Queue.enqueue()``, such as ``retry``. ``job_timeout`` is -1, none,
+            unless it is among them.
+    """
+
+    can_drop_queued = True
+    can_force = True
+    stops_many = True
+    required_options = frozenset({"URL", "FUNC"})
+    optional_options = frozenset({"QUEUE", "JOB"})
+
+    @contextmanager
+    def _connect(self) -> Iterator[Redis]:
+        """Connect anew, and never wait longer than the timeout."""
+        with Redis.from_url(
+            self.options["URL"],
+            socket_timeout=self.timeout,
+            socket_connect_timeout=self.timeout,
+            retry=Retry(NoBackoff(), 0),
+        ) as connection:
+            yield connection
+
+    def dispatch(self, run: AbstractRun) -> None:
+        """Enqueue the job, unless it is there."""
+        job = {"job_timeout": -1, **self.options.get("JOB", {})}
+        try:
+            with self._connect() as connection, suppress(DuplicateJobError):
+                Queue(self.options.get("QUEUE", "default"), connection=connection).enqueue(
+                    self.options["FUNC"],
+                    args=[run.run_id],
+                    job_id=run.external_id,
+                    unique=True,
+                    **job,
+                )
+        except Exception as error:
+            raise BackendError(f"RQ: {error}") from error
+
+    def stop(
+        self, requests: Sequence[StopRequest], *, force: bool
+    ) -> Mapping[str, StopOutcome | Exception]:
+        """Cancel what waits and, by force, let workers kill what runs.
+
+        RQ has no way to stop running code that is less than SIGKILL.
+        """
+        ids = list(dict.fromkeys(request.external_id for request in requests))
+        if not ids:
+            return {}
+        try:
+            with self._connect() as connection:
+                jobs = Job.fetch_many(ids, connection)
+                states = {i: _status(job) for i, job in zip(ids, jobs, strict=True)}
+                if force:
+                    states |= self._kill([i for i in ids if states[i] in RUNNING], connection)
+                for job in jobs:
+                    if job is not None and states[job.id] in WAITING:
+                        with suppress(InvalidJobOperation):  # cancelled or gone meanwhile
+                            job.cancel()
+        except Exception as error:  # noqa: BLE001 - of any kind, and the caller goes on
+            return dict.fromkeys(ids, error)
+        return {i: _outcome(status, force) for i, status in states.items()}
+
+    def _kill(self, ids: list[str], connection: Redis) -> dict[str, JobStatus | None]:
+        """Tell the workers, and wait until they say that they have done it."""
+        states: dict[str, JobStatus | None] = {}
+        for external_id in ids:
+            with suppress(InvalidJobOperation, NoSuchJobError):  # ended meanwhile
+                send_stop_job_command(connection, external_id)
+        until = time.monotonic() + self.timeout
+        while ids and time.monotonic() < until:
+            time.sleep(0.02)
+            states |= zip(ids, map(_status, Job.fetch_many(ids, connection)), strict=True)
+            ids = [i for i in ids if states[i] in RUNNING]
+        return states
+
+    def ping(self) -> None:
+        """Ask Redis for a sign of life."""
+        with self._connect() as connection:
+            connection.ping()
+
+
+def _status(job: Job | None) -> JobStatus | None:
+    return None if job is None else job.get_status(refresh=False)
+
+
+def _outcome(status: JobStatus | None, force: bool) -> StopOutcome:
+    if status in RUNNING:
+        # Workers that are away do not hear it, nor does one without a process for each job.
+        return StopOutcome.TOLD_ONCE if force else StopOutcome.UNSUPPORTED
+    if status in WAITING | ENDED:
+        return StopOutcome.STOPPED
+    return StopOutcome.TOLD

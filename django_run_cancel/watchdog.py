@@ -1,0 +1,85 @@
+"""What happens to runs of which nothing is heard: harsher means, and in the end a presumption."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+
+from django.db import router
+from django.db.models import Q
+from django.utils import timezone
+
+from django_run_cancel.conf import settings
+from django_run_cancel.evidence import record_stopped, run_rows
+from django_run_cancel.models import CancellationItem
+from django_run_cancel.states import Delivery, RunStatus, StopState
+
+logger = logging.getLogger("django_run_cancel")
+
+
+def escalate(limit: int = 100) -> int:
+    """Tell executors again, and by force, about runs that have outlived the grace.
+
+    ``deliver_due`` has set ``next_attempt_at`` of delivered items to that moment, where the
+    backend can force.
+
+    Args:
+        limit: How many to look at.
+
+    Returns:
+        How many are due again.
+    """
+    items = CancellationItem.objects.using(router.db_for_write(CancellationItem))
+    delivered = items.filter(delivery=Delivery.DELIVERED)
+    due = delivered.filter(next_attempt_at__lte=timezone.now()).order_by("next_attempt_at")
+    run_ids = dict(due.values_list("pk", "run_id")[:limit])
+    if not run_ids:
+        return 0
+    stopping = run_rows().filter(run_id__in=run_ids.values(), stop_state=StopState.STOPPING)
+    found = set(stopping.values_list("run_id", flat=True))
+    again = [pk for pk, run_id in run_ids.items() if run_id in found]
+    delivered.filter(pk__in=run_ids.keys() - again).update(next_attempt_at=None)
+    return delivered.filter(pk__in=again).update(
+        delivery=Delivery.PENDING, force=True, attempts=0, last_error=""
+    )
+
+
+def presume(limit: int = 100) -> int:
+    """Presume of runs that were cancelled long ago that their code does not run any more.
+
+    Args:
+        limit: How many at most.
+
+    Returns:
+        How many.
+    """
+    long_ago = timezone.now() - timedelta(seconds=settings.PRESUME_SECONDS)
+    runs = run_rows().filter(stop_state=StopState.STOPPING, finished_at__lte=long_ago)
+    run_ids = list(runs.order_by("pk").values_list("run_id", flat=True)[:limit])
+    return len(record_stopped(run_ids, StopState.PRESUMED)) if run_ids else 0
+
+
+def mark_stalled(seconds: float, limit: int = 100) -> int:
+    """Set running runs to ``timed_out`` that have given no sign of life for too long.
+
+    Args:
+        seconds: How long. Only for runs that use ``execution()``, which gives them.
+        limit: How many at most.
+
+    Returns:
+        How many.
+    """
+    now = timezone.now()
+    before = now - timedelta(seconds=seconds)
+    silent = Q(heartbeat_at__lt=before) | Q(heartbeat_at=None, started_at__lt=before)
+    runs = run_rows().filter(silent, status=RunStatus.RUNNING)
+    count = 0
+    # One by one: rows that are locked together must be locked in the order of cancellations.
+    for pk, run_id in list(runs.order_by("pk").values_list("pk", "run_id")[:limit]):
+        reason = f"No sign of life for {seconds:g} seconds."
+        if runs.filter(pk=pk).update(
+            status=RunStatus.TIMED_OUT, finished_at=now, failure_reason=reason
+        ):
+            logger.warning("Run %s has timed out: %s", run_id, reason)
+            count += 1
+    return count

@@ -1,0 +1,200 @@
+"""The one thread of a process that asks the database about the runs which are executed in it.
+
+It has a connection of its own: inside a transaction, the one of the running code can go on seeing
+the run as it was when the transaction began.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import socket
+import threading
+import time
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+
+from django.db import connections, router, transaction
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from django_run_cancel import sql
+from django_run_cancel.conf import settings
+from django_run_cancel.models import AbstractRun, get_run_model
+from django_run_cancel.states import RunStatus
+
+logger = logging.getLogger(__name__)
+
+
+class Row(NamedTuple):
+    """What the watcher reads of a run."""
+
+    pk: Any
+    status: str
+    started_at: datetime | None
+    cancellation: int | None
+
+
+class Watched(Protocol):
+    """An execution, as the watcher knows it.
+
+    Attributes:
+        run: The run.
+        alive: Whether its code has been alive since the last heartbeat was written.
+        beat_at: When that was, on the monotonic clock.
+    """
+
+    run: AbstractRun
+    alive: bool
+    beat_at: float
+
+    def tick(self) -> None:
+        """Take note of each poll, before it."""
+
+    def seen(self, row: Any) -> None:
+        """Take note of what a poll found, a ``Row``."""
+
+    def forked(self) -> None:
+        """Take note that this is a forked process, where nothing is watched any more."""
+
+
+def rows_of(**lookups: Any) -> QuerySet[Any]:
+    """Return the rows of runs: of the table with the status, in the database to write to."""
+    model = get_run_model()._meta.get_field("status").model
+    return model._base_manager.using(router.db_for_write(model)).filter(**lookups)
+
+
+class Watcher:
+    """Polls while there is something to watch; then its thread ends and disconnects."""
+
+    def __init__(self) -> None:
+        self.watched: dict[int, Watched] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._at_once = False
+        self._away = False
+        self._listening: Any = None
+
+    def add(self, execution: Watched) -> None:
+        """Watch an execution, from another thread."""
+        execution.beat_at = time.monotonic()  # starting the run has written one
+        with self._lock:
+            self.watched[id(execution)] = execution
+            if self._thread is None:
+                self._bell, ear = socket.socketpair()
+                self._thread = threading.Thread(
+                    target=self._watch, args=[self._bell, ear], name="run_cancel", daemon=True
+                )
+                self._thread.start()
+
+    def remove(self, execution: Watched) -> None:
+        """Watch it no longer."""
+        with self._lock:
+            if self.watched.pop(id(execution), None) is not None and not self.watched:
+                self._bell.send(b".")
+
+    def _watch(self, bell: socket.socket, ear: socket.socket) -> None:
+        connection = connections[rows_of().db]
+        self._at_once = settings.LISTEN  # only a poll connects, and then it can listen
+        with bell, ear:
+            while True:
+                self._wait(connection, ear)
+                with self._lock:
+                    executions = list(self.watched.values())
+                    if not executions:
+                        self._thread = self._listening = None
+                        break
+                self._poll(connection, executions)
+            connections.close_all()
+
+    def _poll(self, connection: Any, executions: list[Watched]) -> None:
+        try:
+            self._listen(connection)
+            _look(executions)
+            _beat(executions)
+        except Exception:
+            # Nothing may end this thread. What happens now is seen at a later poll.
+            if not self._away:
+                logger.exception("Cannot ask whether runs have been cancelled; trying on.")
+            self._away = True
+            with suppress(Exception):
+                connections.close_all()
+        else:
+            self._away = False
+
+    def _listen(self, connection: Any) -> None:
+        if not (settings.LISTEN and connection.vendor == "postgresql"):
+            return
+        if connection.connection is None or connection.connection is not self._listening:
+            with connection.cursor() as cursor:
+                cursor.execute(f"LISTEN {sql.CHANNEL}")
+            # Without a handler psycopg would keep them all. It is also called for one that arrives
+            # with the answer of a poll that did not see the change yet.
+            connection.connection.add_notify_handler(self._hear)
+            self._listening = connection.connection
+
+    def _hear(self, notification: Any) -> None:
+        self._at_once = True
+
+    def _wait(self, connection: Any, ear: socket.socket) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(ear, selectors.EVENT_READ)
+            if self._listening is not None and self._listening is connection.connection:
+                selector.register(self._listening.fileno(), selectors.EVENT_READ)
+            timeout, self._at_once = (0 if self._at_once else settings.POLL_SECONDS), False
+            if any(key.fileobj is ear for key, _ in selector.select(timeout)):
+                ear.recv(1024)
+
+
+def _look(executions: list[Watched]) -> None:
+    for execution in executions:
+        execution.tick()
+    found = rows_of(pk__in={execution.run.pk for execution in executions})
+    rows = {row.pk: row for row in found.values_list(*Row._fields, named=True)}
+    for execution in executions:
+        if execution.run.pk in rows:
+            execution.seen(rows[execution.run.pk])
+
+
+def _beat(executions: list[Watched]) -> None:
+    now = time.monotonic()
+    due = set()
+    for execution in executions:
+        if execution.alive and now - execution.beat_at >= settings.HEARTBEAT_SECONDS:
+            execution.alive, execution.beat_at = False, now
+            due.add(execution.run.pk)
+    if not due:
+        return
+    rows = rows_of(pk__in=due, status=RunStatus.RUNNING)
+    features = connections[rows.db].features
+    with transaction.atomic(using=rows.db):
+        # A row that somebody has locked, such as the code of the run itself, keeps nobody waiting.
+        locked = rows.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
+        pks = list(locked.values_list("pk", flat=True))
+        rows.filter(pk__in=pks).update(heartbeat_at=timezone.now())
+
+
+_watcher = Watcher()
+
+
+def watch(execution: Watched) -> None:
+    """Watch an execution in this process."""
+    _watcher.add(execution)
+
+
+def unwatch(execution: Watched) -> None:
+    """Watch it no longer. The last one that leaves ends the thread."""
+    _watcher.remove(execution)
+
+
+def _after_fork() -> None:
+    global _watcher
+    before, _watcher = _watcher, Watcher()
+    for execution in before.watched.values():
+        execution.forked()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows
+    os.register_at_fork(after_in_child=_after_fork)

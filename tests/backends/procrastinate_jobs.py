@@ -1,0 +1,32 @@
+"""Tasks for the tests, on our side and in the worker."""
+
+from __future__ import annotations
+
+import asyncio
+
+from procrastinate import RetryStrategy
+from procrastinate.contrib.django import app
+
+from django_run_cancel.backends.procrastinate import abort_refused
+from django_run_cancel.worker import execution
+from tests.backends import jobs
+
+AGAIN = RetryStrategy(max_attempts=5, wait=1)
+
+
+@app.task(name="crawl", retry=AGAIN)
+def crawl(run_id: str) -> None:
+    with abort_refused(), execution(run_id, requeue_on=(jobs.Oops,)) as current:
+        jobs.body(current)
+
+
+@app.task(name="crawl_async", retry=AGAIN)
+async def crawl_async(run_id: str) -> None:
+    """Never ask."""
+    with abort_refused():
+        async with execution(run_id):
+            jobs.trace(run_id, "started")
+            try:
+                await asyncio.sleep(60)
+            finally:
+                jobs.trace(run_id, "left")

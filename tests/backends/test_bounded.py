@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from django.db import connection, connections, transaction
+
+from django_run_cancel.backends.bounded import MAX_WAITING, call_bounded, call_database
+from tests.helpers import make_run, statuses
+
+
+@pytest.fixture
+def never() -> Iterator[threading.Event]:
+    """Yield what a dead server never does."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_returns_and_raises() -> None:
+    assert call_bounded(lambda: "answer", 1) == "answer"
+    with pytest.raises(ZeroDivisionError):
+        call_bounded(lambda: 1 // 0, 1)
+
+
+def test_raises_the_timeout_of_the_client() -> None:
+    def fail() -> None:
+        raise TimeoutError("of the client")
+
+    with pytest.raises(TimeoutError, match="of the client"):
+        call_bounded(fail, 1)
+
+
+def test_waits_no_longer_than_the_timeout(never: threading.Event) -> None:
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"No answer within 0\.1 s"):
+        call_bounded(never.wait, 0.1)
+    assert time.monotonic() - began < 1
+
+
+def test_calls_that_are_never_answered_do_not_pile_up(never: threading.Event) -> None:
+    before = threading.active_count()
+
+    def call() -> bool:
+        try:
+            return call_bounded(never.wait, 0.2)
+        except TimeoutError:
+            return False
+
+    with ThreadPoolExecutor(3 * MAX_WAITING) as pool:
+        outcomes = [pool.submit(call) for _ in range(3 * MAX_WAITING)]
+    assert not any(outcome.result() for outcome in outcomes)
+    assert threading.active_count() - before == MAX_WAITING
+    never.set()
+    assert call_bounded(lambda: "again", 5) == "again"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_leaves_no_connection_behind() -> None:
+    def look() -> object:
+        connection.ensure_connection()
+        return connection.connection
+
+    theirs = call_bounded(look, 5)
+    assert theirs is not look()
+    until = time.monotonic() + 5
+    while not is_closed(theirs):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def is_closed(found: object) -> bool:
+    try:
+        found.cursor().execute("SELECT 1")  # type: ignore[attr-defined]
+    except Exception:
+        return True
+    return False
+
+
+@pytest.mark.django_db(transaction=True)
+def test_in_the_database_of_the_runs_it_belongs_to_the_transaction() -> None:
+    with transaction.atomic():
+        run = call_database(make_run, connections["default"].alias, 1)
+        assert statuses(run) == ["queued"]
+        transaction.set_rollback(True)
+    with pytest.raises(KeyError):
+        statuses(run)
+
+
+@pytest.mark.parametrize("using", [None, "elsewhere"])
+def test_any_other_database_is_bounded(never: threading.Event, using: str | None) -> None:
+    with pytest.raises(TimeoutError):
+        call_database(never.wait, using, 0.1)

@@ -1,0 +1,437 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from django_run_cancel import delivery
+from django_run_cancel.backends import get_backend
+from django_run_cancel.backends.base import BaseBackend, StopOutcome, StopRequest
+from django_run_cancel.backends.dummy import DummyBackend
+from django_run_cancel.delivery import deliver_due, queue_size, retry_deliveries
+from django_run_cancel.evidence import record_stopped
+from django_run_cancel.models import CancellationItem, get_run_model
+from django_run_cancel.services import cancel_runs
+from django_run_cancel.states import RunStatus
+from tests.helpers import IS_SQLITE, ids, make_run, make_runs
+
+HANDLED: list[str] = []
+
+
+def book(item: CancellationItem) -> None:
+    """Do what must happen once: here, a run more in the table."""
+    make_run(RunStatus.COMPLETED, title=f"refund of {item.run_id}")
+    HANDLED.append(item.run_id)
+
+
+def explode(item: CancellationItem) -> None:
+    make_run(RunStatus.COMPLETED, title="undone")
+    raise ValueError("handler is broken")
+
+
+class Exploding(BaseBackend):
+    """Breaks the rule that stop() does not raise."""
+
+    def stop(self, requests: Sequence[StopRequest], *, force: bool) -> Any:
+        raise RuntimeError("boom")
+
+
+class Mute(BaseBackend):
+    """Cannot force, and says nothing about what it was told."""
+
+    def stop(
+        self, requests: Sequence[StopRequest], *, force: bool
+    ) -> Mapping[str, StopOutcome | Exception]:
+        return {}
+
+
+class Gentle(Mute):
+    """Cannot force, and keeps what it is told."""
+
+    def stop(
+        self, requests: Sequence[StopRequest], *, force: bool
+    ) -> Mapping[str, StopOutcome | Exception]:
+        return {request.external_id: StopOutcome.TOLD for request in requests}
+
+
+@pytest.fixture
+def dummy(transactional_db: None) -> DummyBackend:
+    backend = get_backend("dummy")
+    assert isinstance(backend, DummyBackend)
+    backend.clear()
+    return backend
+
+
+@pytest.fixture
+def backends(settings: Any, dummy: DummyBackend) -> None:
+    settings.RUN_CANCEL_BACKENDS = {
+        **settings.RUN_CANCEL_BACKENDS,
+        "exploding": {"BACKEND": f"{__name__}.Exploding"},
+        "mute": {"BACKEND": f"{__name__}.Mute"},
+        "gentle": {"BACKEND": f"{__name__}.Gentle"},
+        "gone": {"BACKEND": "nowhere.Backend"},
+    }
+
+
+@pytest.fixture
+def handled(settings: Any) -> Iterator[list[str]]:
+    settings.RUN_CANCEL_HANDLERS = [f"{__name__}.book"]
+    HANDLED.clear()
+    yield HANDLED
+    HANDLED.clear()
+
+
+def cancelled(status: str = RunStatus.RUNNING, force: bool = False, **fields: Any) -> Any:
+    run = make_run(status, **{"external_id": "job", **fields})
+    cancel_runs([run.run_id], requested_by="tests", force=force)
+    return run
+
+
+def item_of(run: Any) -> CancellationItem:
+    return CancellationItem.objects.get(run_id=run.run_id, outcome="cancelled")
+
+
+def state_of(run: Any) -> tuple[str, str]:
+    run.refresh_from_db()
+    return item_of(run).delivery, run.stop_state
+
+
+def pass_time(seconds: float) -> None:
+    """Shift all that is written down into the past."""
+    ago = timedelta(seconds=seconds)
+    for item in CancellationItem.objects.all():
+        for name in ("next_attempt_at", "next_handling_at"):
+            value = getattr(item, name)
+            setattr(item, name, value and value - ago)
+        item.save()
+    for run in get_run_model()._default_manager.filter(finished_at__isnull=False):
+        type(run).objects.filter(pk=run.pk).update(finished_at=run.finished_at - ago)
+
+
+def test_told__once(dummy: DummyBackend) -> None:
+    run = cancelled()
+    assert deliver_due().delivered == 1
+    assert not deliver_due()
+    assert dummy.stopped == [(StopRequest(run.run_id, "job", True), False)]
+    assert state_of(run) == ("delivered", "stopping")
+    assert (item_of(run).attempts, item_of(run).last_error) == (1, "")
+
+
+@pytest.mark.parametrize("status", [RunStatus.CREATED, RunStatus.QUEUED])
+def test_never_started__is_told_as_not_running(dummy: DummyBackend, status: str) -> None:
+    run = cancelled(status)
+    deliver_due()
+    assert dummy.stopped == [(StopRequest(run.run_id, "job", False), False)]
+    assert state_of(run) == ("delivered", "never_started")
+    assert item_of(run).next_attempt_at is None
+
+
+def test_running_ones_first_and_all_in_one_call(dummy: DummyBackend, monkeypatch: Any) -> None:
+    calls: list[list[bool]] = []
+    real = DummyBackend.stop
+
+    def stop(self: DummyBackend, requests: Any, *, force: bool) -> Any:
+        calls.append([request.running for request in requests])
+        return real(self, requests, force=force)
+
+    monkeypatch.setattr(DummyBackend, "stop", stop)
+    runs = make_runs(3) + make_runs(2, RunStatus.RUNNING)
+    cancel_runs(ids(runs), requested_by="tests")
+    assert deliver_due().delivered == 5
+    assert calls == [[True, True, False, False, False]]
+
+
+def test_stopped__is_evidence(dummy: DummyBackend) -> None:
+    running, waiting = cancelled(), cancelled(RunStatus.QUEUED)
+    dummy.outcome = StopOutcome.STOPPED
+    assert deliver_due().delivered == 2
+    assert state_of(running) == ("delivered", "killed")
+    assert state_of(waiting) == ("delivered", "never_started")
+    assert item_of(running).next_attempt_at is None
+
+
+def test_unsupported__is_said(dummy: DummyBackend) -> None:
+    run = cancelled()
+    dummy.outcome = StopOutcome.UNSUPPORTED
+    deliver_due()
+    assert state_of(run) == ("delivered", "stopping")
+    assert "own checkpoints" in item_of(run).last_error
+
+
+def test_told_once__repeated_until_it_has_stopped(dummy: DummyBackend) -> None:
+    run = cancelled()
+    dummy.outcome = StopOutcome.TOLD_ONCE
+    for attempts in range(1, 5):
+        assert deliver_due().repeated == 1
+        assert not deliver_due()
+        assert state_of(run) == ("pending", "stopping")
+        assert item_of(run).attempts == attempts
+        pass_time(3)
+        CancellationItem.objects.update(next_attempt_at=timezone.now())
+    record_stopped([run.run_id], "acknowledged")
+    assert deliver_due().delivered == 1
+    assert state_of(run) == ("delivered", "acknowledged")
+    assert len(dummy.stopped) == 4  # no need to tell a run that has stopped
+
+
+@pytest.mark.parametrize("status", [RunStatus.RUNNING, RunStatus.QUEUED])
+def test_told_once__not_for_ever(dummy: DummyBackend, status: str) -> None:
+    run = cancelled(status)
+    dummy.outcome = StopOutcome.TOLD_ONCE
+    assert deliver_due().repeated == 1
+    pass_time(301)
+    assert deliver_due().delivered == 1
+    assert item_of(run).delivery == "delivered"
+    pass_time(100)
+    deliver_due()
+    assert len(dummy.stopped) == 2
+
+
+def test_told_once__of_a_run_that_has_been_deleted(dummy: DummyBackend) -> None:
+    run = cancelled()
+    get_run_model()._default_manager.all().delete()
+    dummy.outcome = StopOutcome.TOLD_ONCE
+    assert deliver_due().delivered == 1
+    assert dummy.stopped == [(StopRequest(run.run_id, "job", True), False)]
+
+
+def test_force__asked_for(dummy: DummyBackend) -> None:
+    run = cancelled(force=True)
+    assert item_of(run).force
+    deliver_due()
+    assert [force for _, force in dummy.stopped] == [True]
+    assert item_of(run).next_attempt_at is None
+
+
+def test_executor_away__told_when_it_is_back(dummy: DummyBackend) -> None:
+    run = cancelled()
+    dummy.outcome = OSError("broker is away")
+    for attempts in range(1, 4):
+        assert deliver_due().failed == 1
+        item = item_of(run)
+        assert (item.delivery, item.attempts) == ("pending", attempts)
+        assert item.last_error == "OSError: broker is away"
+        wait = (item.next_attempt_at - timezone.now()).total_seconds()  # type: ignore[operator]
+        assert 2**attempts / 2 - 1 < wait <= 2**attempts
+        CancellationItem.objects.update(next_attempt_at=timezone.now())
+    dummy.clear()
+    assert deliver_due().delivered == 1
+    assert (item_of(run).delivery, item_of(run).last_error) == ("delivered", "")
+
+
+def test_last_attempt__failed_and_loud_until_somebody_retries(
+    dummy: DummyBackend, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.RUN_CANCEL_MAX_ATTEMPTS = 2
+    runs = [cancelled(), cancelled()]
+    dummy.outcome = OSError("broker is away")
+    deliver_due()
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    CancellationItem.objects.update(next_attempt_at=timezone.now())
+    assert deliver_due().failed == 2
+    assert "ERROR" in {record.levelname for record in caplog.records}
+    assert state_of(runs[0]) == ("failed", "stopping")
+    pass_time(10_000)
+    dummy.clear()
+    deliver_due()
+    assert dummy.stopped == []
+    assert queue_size()["delivery_failed"] == 2
+    mine = CancellationItem.objects.filter(run_id=runs[0].run_id)
+    assert retry_deliveries(mine) == 1
+    assert deliver_due().delivered == 1
+    assert [item_of(run).delivery for run in runs] == ["delivered", "failed"]
+    assert retry_deliveries() == 1
+    assert retry_deliveries() == 0
+
+
+@pytest.mark.usefixtures("backends")
+def test_bad_rows__hold_nobody_up(dummy: DummyBackend) -> None:
+    bad = [cancelled(backend=name) for name in ("unknown", "gone", "exploding", "mute")]
+    good = cancelled()
+    report = deliver_due()
+    assert (report.delivered, report.failed) == (1, 4)
+    assert state_of(good) == ("delivered", "stopping")
+    assert [item_of(run).delivery for run in bad] == ["pending"] * 4
+    errors = [item_of(run).last_error for run in bad]
+    assert "no backend 'unknown'" in errors[0]
+    assert "nowhere" in errors[1]
+    assert errors[2] == "RuntimeError: boom"
+    assert "'mute' did not say" in errors[3]
+    assert not deliver_due()  # none of them spins
+
+
+def test_worker_killed_between_claim_and_call(dummy: DummyBackend) -> None:
+    run = cancelled()
+    assert len(delivery._claim(delivery.DELIVERY, 10)) == 1
+    assert not deliver_due()
+    pass_time(delivery.LEASE.total_seconds() + 1)
+    assert deliver_due().delivered == 1
+    assert (len(dummy.stopped), item_of(run).attempts) == (1, 2)
+
+
+def test_worker_killed_between_call_and_record(dummy: DummyBackend, monkeypatch: Any) -> None:
+    run = cancelled()
+    dummy.outcome = StopOutcome.STOPPED
+    monkeypatch.setattr(delivery, "_record", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        deliver_due()
+    monkeypatch.undo()
+    assert item_of(run).delivery == "pending"
+    pass_time(delivery.LEASE.total_seconds() + 1)
+    assert deliver_due().delivered == 1
+    assert state_of(run) == ("delivered", "killed")
+
+
+def test_late_worker__does_not_overwrite_what_came_after(
+    dummy: DummyBackend, monkeypatch: Any
+) -> None:
+    """Its lease ran out, and another worker was told that the broker is away."""
+    run = cancelled()
+    real = DummyBackend.stop
+
+    def slow(self: DummyBackend, requests: Any, *, force: bool) -> Any:
+        monkeypatch.undo()
+        pass_time(delivery.LEASE.total_seconds() + 1)
+        self.outcome = OSError("away")
+        assert deliver_due().failed == 1
+        self.outcome = StopOutcome.TOLD
+        return real(self, requests, force=force)
+
+    monkeypatch.setattr(DummyBackend, "stop", slow)
+    deliver_due()
+    assert (item_of(run).delivery, item_of(run).last_error) == ("pending", "OSError: away")
+
+
+def test_batch__statements_do_not_depend_on_its_size(dummy: DummyBackend) -> None:
+    counts = []
+    for number in (1, 60):
+        cancel_runs(ids(make_runs(number, RunStatus.RUNNING)), requested_by="tests")
+        with CaptureQueriesContext(
+            connection,
+        ) as captured:
+            assert deliver_due().delivered == number
+        counts.append(len(captured))
+    assert counts[0] == counts[1]
+    assert len(dummy.stopped) == 61
+
+
+@pytest.mark.skipif(IS_SQLITE, reason="SQLite has one writer")
+def test_several_workers__nothing_is_told_twice(dummy: DummyBackend) -> None:
+    cancel_runs(ids(make_runs(200, RunStatus.RUNNING)), requested_by="tests")
+    start = threading.Barrier(4)
+    errors = []
+
+    def work() -> None:
+        try:
+            start.wait()
+            while deliver_due(limit=10):
+                pass
+        except Exception as error:  # noqa: BLE001 - shown by the assertion
+            errors.append(error)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    told = [request.run_id for request, _ in dummy.stopped]
+    assert len(told) == len(set(told)) == 200
+
+
+def test_handlers__once_even_for_what_never_started(
+    dummy: DummyBackend, handled: list[str]
+) -> None:
+    runs = [cancelled(RunStatus.QUEUED, backend="", external_id=""), cancelled()]
+    finished = make_run(RunStatus.COMPLETED)
+    cancel_runs([finished.run_id, runs[0].run_id, "unknown"], requested_by="tests")
+    assert handled == []
+    assert deliver_due().handled == 2
+    assert not deliver_due()
+    assert sorted(handled) == sorted(ids(runs))
+    assert set(CancellationItem.objects.values_list("handling", flat=True)) == {
+        "delivered",
+        "not_needed",
+    }
+
+
+def test_handlers__all_or_nothing(dummy: DummyBackend, handled: Any, settings: Any) -> None:
+    settings.RUN_CANCEL_HANDLERS = [f"{__name__}.book", f"{__name__}.explode"]
+    settings.RUN_CANCEL_MAX_ATTEMPTS = 2
+    run = cancelled()
+    rows = get_run_model()._default_manager
+    for state in ("pending", "failed"):
+        report = deliver_due()
+        assert (report.handled, report.failed) == (0, 1)
+        item = item_of(run)
+        assert (item.handling, item.handling_error) == (state, "ValueError: handler is broken")
+        assert rows.count() == 1  # what the first handler did is undone
+        pass_time(100)
+    settings.RUN_CANCEL_HANDLERS = [f"{__name__}.book"]
+    assert retry_deliveries() == 1
+    assert deliver_due().handled == 1
+    item = item_of(run)
+    assert (item.handling, item.handling_error, rows.count()) == ("delivered", "", 2)
+
+
+def test_handlers__one_that_fails_holds_nobody_up(
+    dummy: DummyBackend, handled: Any, settings: Any
+) -> None:
+    cancelled()
+    settings.RUN_CANCEL_HANDLERS = ["nowhere.handler"]
+    assert deliver_due().failed == 1
+    settings.RUN_CANCEL_HANDLERS = [f"{__name__}.book"]
+    cancelled()
+    assert deliver_due().handled == 1
+
+
+def test_handlers__whose_lease_ran_out(dummy: DummyBackend, handled: Any, settings: Any) -> None:
+    settings.RUN_CANCEL_HANDLERS = [f"{__name__}.slow"]
+    cancelled(), cancelled()
+    deliver_due()
+    assert len(handled) == len(set(handled)) == 2
+
+
+def slow(item: CancellationItem) -> None:
+    """Take so long that, for the second item, another worker has come."""
+    book(item)
+    if len(HANDLED) == 1:
+        others = CancellationItem.objects.exclude(pk=item.pk)
+        others.update(handling="delivered", next_handling_at=None)
+        HANDLED.append("by another worker")
+
+
+def test_no_handlers__nothing_is_pending(dummy: DummyBackend) -> None:
+    assert item_of(cancelled()).handling == "not_needed"
+
+
+def test_queue_size(dummy: DummyBackend, handled: Any) -> None:
+    assert set(queue_size().values()) == {0}
+    cancelled()
+    pass_time(7)
+    assert queue_size() == {
+        "delivery_pending": 1,
+        "delivery_failed": 0,
+        "handling_pending": 1,
+        "handling_failed": 0,
+        "dispatch_pending": 0,
+        "stopping": 1,
+        "oldest_due_seconds": 7,
+    }
+
+
+def test_rolled_back_cancellation__tells_nobody(dummy: DummyBackend) -> None:
+    run = make_run(RunStatus.RUNNING)
+    with transaction.atomic():
+        cancel_runs([run.run_id], requested_by="tests")
+        transaction.set_rollback(True)
+    assert not deliver_due()
+    assert dummy.stopped == []

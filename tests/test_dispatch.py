@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import transaction
+from django.utils import timezone
+
+from django_run_cancel import dispatch as module
+from django_run_cancel.backends import get_backend
+from django_run_cancel.backends.dummy import DummyBackend
+from django_run_cancel.dispatch import dispatch, redispatch
+from django_run_cancel.exceptions import BackendError, TransitionNotAllowed, UnknownBackend
+from django_run_cancel.models import get_run_model
+from django_run_cancel.services import cancel_runs
+from django_run_cancel.states import RunStatus
+from tests.helpers import make_run
+
+Capture = Callable[..., Any]
+
+
+@pytest.fixture
+def dummy(transactional_db: None) -> DummyBackend:
+    backend = get_backend("dummy")
+    assert isinstance(backend, DummyBackend)
+    backend.clear()
+    return backend
+
+
+def created(**fields: Any) -> Any:
+    return make_run(RunStatus.CREATED, backend="", external_id="", **fields)
+
+
+def let_time_pass(**fields: Any) -> None:
+    """Make what is due again, due now."""
+    get_run_model()._default_manager.filter(dispatch_due_at__isnull=False).update(
+        dispatch_due_at=timezone.now() - timedelta(seconds=1), **fields
+    )
+
+
+def test_dispatch__sends_after_the_commit(dummy: DummyBackend) -> None:
+    run = created()
+    with transaction.atomic():
+        dispatch(run, "dummy")
+        assert dummy.dispatched == []
+        assert (run.status, run.backend) == (RunStatus.QUEUED, "dummy")
+    assert dummy.dispatched == [run.external_id]
+    run.refresh_from_db()
+    assert run.dispatched_at > run.queued_at
+    assert run.dispatch_due_at is None
+    let_time_pass()
+    assert redispatch() == 0
+
+
+def test_dispatch__nothing_after_a_rollback(dummy: DummyBackend) -> None:
+    run = created()
+    with transaction.atomic():
+        dispatch(run, "dummy")
+        transaction.set_rollback(True)
+    run.refresh_from_db()
+    assert (run.status, run.external_id, dummy.dispatched) == (RunStatus.CREATED, "", [])
+
+
+def test_dispatch__each_attempt_has_its_own_id(dummy: DummyBackend) -> None:
+    run = created()
+    dispatch(run, "dummy")
+    run.mark_running()
+    dispatch(run, "dummy")
+    assert len(set(dummy.dispatched)) == 2
+
+
+def test_dispatch__refused(dummy: DummyBackend) -> None:
+    run = created()
+    with pytest.raises(UnknownBackend, match="'nowhere'"):
+        dispatch(run, "nowhere")
+    cancel_runs([run.run_id], requested_by="tests")
+    with pytest.raises(TransitionNotAllowed, match="is cancelled"):
+        dispatch(run, "dummy")
+    finished = make_run(RunStatus.COMPLETED)
+    with pytest.raises(TransitionNotAllowed, match="is completed"):
+        dispatch(finished, "dummy")
+    assert dummy.dispatched == []
+
+
+def test_executor_away__sent_again_under_the_same_id(
+    dummy: DummyBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = created()
+    dummy.outcome = BackendError("broker is away")
+    dispatch(run, "dummy")
+    assert "broker is away" in caplog.text
+    assert redispatch() == 0  # not due yet
+    let_time_pass()
+    assert redispatch() == 0
+    run.refresh_from_db()
+    assert (run.status, run.dispatched_at) == (RunStatus.QUEUED, None)
+    assert run.dispatch_due_at > timezone.now()
+    dummy.clear()
+    let_time_pass()
+    assert redispatch() == 1
+    assert dummy.dispatched == [run.external_id]
+    let_time_pass()
+    assert redispatch() == 0
+
+
+def test_dispatcher_killed_before_it_sent(dummy: DummyBackend, monkeypatch: Any) -> None:
+    run = created()
+    monkeypatch.setattr(transaction, "on_commit", lambda *args, **kwargs: None)
+    dispatch(run, "dummy")
+    monkeypatch.undo()
+    assert redispatch() == 0  # whoever dispatches has some seconds to say so
+    let_time_pass()
+    assert redispatch() == 1
+    assert dummy.dispatched == [run.external_id]
+
+
+@pytest.mark.parametrize("status", [RunStatus.RUNNING, RunStatus.COMPLETED, RunStatus.CANCELLED])
+def test_dispatcher_killed_after_it_sent__nothing_is_sent_again(
+    dummy: DummyBackend, status: str
+) -> None:
+    run = created()
+    dispatch(run, "dummy")
+    past = timezone.now() - timedelta(seconds=1)
+    get_run_model()._default_manager.update(status=status, dispatch_due_at=past)
+    assert redispatch() == 0
+    run.refresh_from_db()
+    assert (run.dispatch_due_at, len(dummy.dispatched)) == (None, 1)
+
+
+def test_job_that_dispatches_its_run_anew_while_it_is_handed_over(
+    dummy: DummyBackend, monkeypatch: Any
+) -> None:
+    run = created()
+    real = DummyBackend.dispatch
+
+    def quick(self: DummyBackend, given: Any) -> None:
+        real(self, given)
+        if len(self.dispatched) == 1:
+            other = get_run_model()._default_manager.get(pk=run.pk)
+            other.mark_running()
+            self.outcome = BackendError("broker is away")
+            dispatch(other, "dummy")
+
+    monkeypatch.setattr(DummyBackend, "dispatch", quick)
+    dispatch(run, "dummy")
+    run.refresh_from_db()
+    assert run.dispatch_due_at is not None  # the second one is still to be handed over
+
+
+def test_dead_backend__costs_some_attempts_and_holds_nobody_up(
+    dummy: DummyBackend, settings: Any
+) -> None:
+    settings.RUN_CANCEL_BACKENDS = {
+        **settings.RUN_CANCEL_BACKENDS,
+        "dead": {"BACKEND": "django_run_cancel.backends.dummy.DummyBackend"},
+    }
+    dead = get_backend("dead")
+    assert isinstance(dead, DummyBackend)
+    dead.outcome = BackendError("dead")
+    attempts = []
+    dead.dispatch = lambda run: attempts.append(run) or DummyBackend.dispatch(dead, run)  # type: ignore
+    runs = [created() for _ in range(6)]
+    for run in runs:
+        dispatch(run, "dead")
+    alive = created()
+    dispatch(alive, "dummy")
+    attempts.clear()
+    let_time_pass()
+    assert redispatch(limit=6) == 0
+    assert len(attempts) == module.MAX_FAILURES
+    get_run_model()._default_manager.filter(pk=alive.pk).update(dispatch_due_at=timezone.now())
+    assert redispatch(limit=6) == 1  # all six of the dead are due later
+    assert dummy.dispatched == [alive.external_id] * 2
+
+
+def test_backend_that_is_not_configured_any_more(dummy: DummyBackend, settings: Any) -> None:
+    run = created()
+    dispatch(run, "dummy")
+    settings.RUN_CANCEL_BACKENDS = {}
+    past = timezone.now() - timedelta(seconds=1)
+    get_run_model()._default_manager.update(dispatch_due_at=past)
+    assert redispatch() == 0
+    run.refresh_from_db()
+    assert run.dispatch_due_at > timezone.now()
+
+
+def test_two_workers__each_run_is_sent_once(dummy: DummyBackend, monkeypatch: Any) -> None:
+    dummy.outcome = BackendError("away")
+    runs = [created(), created()]
+    for run in runs:
+        dispatch(run, "dummy")
+    dummy.clear()
+    let_time_pass()
+    real = DummyBackend.dispatch
+    nested = []
+
+    def meanwhile(self: DummyBackend, given: Any) -> None:
+        if not nested:
+            nested.append(-1)
+            nested[0] = redispatch()  # of the other one, which this pass has also seen
+        real(self, given)
+
+    monkeypatch.setattr(DummyBackend, "dispatch", meanwhile)
+    assert redispatch() == 1
+    assert nested == [1]
+    assert sorted(dummy.dispatched) == sorted(run.external_id for run in runs)
