@@ -69,8 +69,9 @@ class TestByIds:
         assert (record.source, record.reason) == ("command", "Disk full")
         assert record.requested_by == f"{getpass.getuser()}@{socket.gethostname()}"
         assert record.ip_address is None
-        run(job.run_id, "--yes", "--requested-by", "night watch")
-        assert Cancellation.objects.latest("pk").requested_by == "night watch"
+        run(job.run_id, "--yes", "--requested-by", "night watch", "--force")
+        again = Cancellation.objects.latest("pk")
+        assert (again.requested_by, again.force, record.force) == ("night watch", True, False)
 
     def test_file_and_arguments_together_once_each(self, tmp_path: Path) -> None:
         a, b, c = runs = make_runs(3)

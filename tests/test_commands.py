@@ -158,13 +158,15 @@ class TestPruneCancellations:
         undelivered, _ = self.cancel(91)
         failed, _ = self.cancel(91)
         failed.items.update(delivery="failed")
+        unhandled, _ = self.cancel(91, external_id="")
+        unhandled.items.update(handling="pending")
         young, _ = self.cancel(89, external_id="")
         assert run("prune_cancellations", "--older-than", "90d", "--dry-run")[0] == (
             "Would delete 1 cancellations.\n"
         )
-        assert Cancellation.objects.count() == 4
+        assert Cancellation.objects.count() == 5
         assert run("prune_cancellations", "--older-than", "90d")[0] == "Deleted 1 cancellations.\n"
-        assert set(Cancellation.objects.all()) == {undelivered, failed, young}
+        assert set(Cancellation.objects.all()) == {undelivered, failed, unhandled, young}
         assert not CancellationItem.objects.filter(cancellation=old.pk).exists()
         job.refresh_from_db()
         assert (job.status, job.cancellation, job.stop_state) == ("cancelled", None, "stopping")

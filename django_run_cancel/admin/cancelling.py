@@ -53,6 +53,15 @@ class CancelForm(forms.Form):
         help_text=gettext_lazy("For the record: people will ask why."),
     )
 
+    force = forms.BooleanField(
+        label=gettext_lazy("By force"),
+        required=False,
+        help_text=gettext_lazy(
+            "Kill at once what has started, where its executor can. It cannot clean up then. "
+            "Otherwise it is asked to stop first."
+        ),
+    )
+
     def clean_run_ids(self) -> list[str]:
         """Return the ids.
 
@@ -87,6 +96,10 @@ class CancelRunsAdminMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type:
     def has_cancel_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Tell whether the user may cancel runs."""
         return request.user.has_perm(f"{self.opts.app_label}.cancel_run")
+
+    def has_force_permission(self, request: HttpRequest) -> bool:
+        """Tell whether the user may cancel by force."""
+        return request.user.has_perm(f"{self.opts.app_label}.force_cancel_run")
 
     def get_urls(self) -> list[Any]:
         """Return the pages, with that which asks before it cancels."""
@@ -154,7 +167,7 @@ class CancelRunsAdminMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type:
         if request.method != "POST":
             run_id = request.GET.get("run_id", "")
             return self._ask(request, [run_id], run_id and self._page_of(run_id))
-        form = CancelForm(request.POST)
+        form = self._form(request, request.POST)
         if not form.is_valid():
             return self._ask(request, form.cleaned_data.get("run_ids", []), "", form)
         try:
@@ -165,19 +178,26 @@ class CancelRunsAdminMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type:
                 source=Source.ADMIN,
                 origin=Origin.of(request),
                 reason=form.cleaned_data["reason"],
+                force=form.cleaned_data.get("force", False),
                 # The same page sent twice is one request.
                 idempotency_key=form.cleaned_data["token"],
             )
         except IdempotencyKeyReused:
             form.add_error(
                 "reason",
-                _("This page was sent before, with another reason. Nothing has been changed now."),
+                _("This page was sent before, with other entries. Nothing has been changed now."),
             )
             return self._ask(request, form.cleaned_data["run_ids"], "", form)
         if not result.is_replay:
             self._log(request, result)
         self._tell(request, result)
         return HttpResponseRedirect(self._next(request, form.cleaned_data["next"]))
+
+    def _form(self, request: HttpRequest, *args: Any, **kwargs: Any) -> CancelForm:
+        form = CancelForm(*args, **kwargs)
+        if not self.has_force_permission(request):
+            del form.fields["force"]
+        return form
 
     def _page_of(self, run_id: str) -> str:
         name = f"admin:{self.opts.app_label}_{self.opts.model_name}_change"
@@ -211,7 +231,7 @@ class CancelRunsAdminMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type:
             "opts": self.opts,
             "media": self.media,
             "title": _("Cancel these runs?"),
-            "form": form or CancelForm(initial=initial),
+            "form": form or self._form(request, initial=initial),
             "action": reverse(f"admin:{self._cancel_url_name()}", current_app=self.admin_site.name),
             "back": self._next(request, form.data.get("next", "") if form else back),
             "counts": _counts(plan),

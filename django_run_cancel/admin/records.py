@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db.models import Q, QuerySet
 from django.forms.models import BaseInlineFormSet
 from django.http import HttpRequest
@@ -12,9 +12,10 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.text import Truncator
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
 from django_run_cancel.admin.base import (
+    MAX_COUNTED,
     AnyModelAdmin,
     FastListMixin,
     ReadOnlyMixin,
@@ -23,9 +24,10 @@ from django_run_cancel.admin.base import (
     starts_with,
 )
 from django_run_cancel.admin.cancelling import CancelRunsAdminMixin
+from django_run_cancel.delivery import retry_deliveries
 from django_run_cancel.evidence import with_evidence
 from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
-from django_run_cancel.states import STATE_WORDS, StopState
+from django_run_cancel.states import STATE_WORDS, Delivery, StopState
 
 if TYPE_CHECKING:
     _Inline = admin.TabularInline[Any, Any]
@@ -36,6 +38,39 @@ else:
 
 SHOWN_ITEMS = 100
 """Items on the page of a cancellation; a link leads to all of them."""
+
+
+class RetryMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
+    """Says that executors could not be told, and lets who may cancel have it tried again."""
+
+    def has_cancel_permission(self, request: HttpRequest) -> bool:
+        """Tell whether the user may cancel runs."""
+        return request.user.has_perm(f"{get_run_model()._meta.app_label}.cancel_run")
+
+    def items_of(self, queryset: QuerySet[Any]) -> QuerySet[CancellationItem]:
+        """Return the items behind selected rows."""
+        return queryset
+
+    @admin.action(permissions=["cancel"], description=gettext_lazy("Try failed deliveries again"))
+    def retry(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        """Make due again what has failed for good."""
+        count = retry_deliveries(self.items_of(queryset))
+        text = ngettext("%d delivery is due again.", "%d deliveries are due again.", count)
+        self.message_user(request, text % count, messages.SUCCESS)
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        """Show the list, and first of all what needs a hand."""
+        failed = CancellationItem.objects.filter(delivery=Delivery.FAILED)[:MAX_COUNTED].count()
+        if failed and request.method == "GET":
+            text = ngettext(
+                "%d executor could not be told that its run is cancelled.",
+                "%d executors could not be told that their runs are cancelled.",
+                failed,
+            )
+            url = reverse("admin:django_run_cancel_cancellationitem_changelist")
+            see = format_html('<a href="{}?delivery__exact=failed">{}</a>', url, _("See which"))
+            self.message_user(request, format_html("{} {}", text % failed, see), messages.ERROR)
+        return super().changelist_view(request, extra_context)
 
 
 class ItemColumns(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
@@ -69,14 +104,23 @@ class CancellationItemInline(ItemColumns, ReadOnlyMixin, _Inline):
 
     model = CancellationItem
     formset = _ShownItems
-    fields = ("run", "outcome", "via", "previous_status", "work", "delivery", "last_error")
+    fields = (
+        "run",
+        "outcome",
+        "via",
+        "previous_status",
+        "work",
+        "delivery",
+        "attempts",
+        "last_error",
+    )
     readonly_fields = fields
     classes = ("run-cancel-items",)
     extra = 0
 
 
 @admin.register(Cancellation)
-class CancellationAdmin(FastListMixin, ReadOnlyMixin, AnyModelAdmin):
+class CancellationAdmin(RetryMixin, FastListMixin, ReadOnlyMixin, AnyModelAdmin):
     """Requests to cancel runs."""
 
     class Media:
@@ -93,6 +137,7 @@ class CancellationAdmin(FastListMixin, ReadOnlyMixin, AnyModelAdmin):
         "failed_count",
         "cascaded_count",
     )
+    actions = ("retry",)
     list_filter = ("source", "requested_at")
     ordering = ("-requested_at",)
     sortable_by = ("requested_at",)
@@ -100,7 +145,7 @@ class CancellationAdmin(FastListMixin, ReadOnlyMixin, AnyModelAdmin):
     search_help_text = gettext_lazy("The beginning of a cancellation's id, or a whole run id.")
     inlines = (CancellationItemInline,)
     fieldsets = (
-        (None, {"fields": ("cancellation_id", "requested_at", "reason")}),
+        (None, {"fields": ("cancellation_id", "requested_at", "reason", "force")}),
         (
             gettext_lazy("Who, and from where"),
             {"fields": ("requested_by", "user", "source", "ip_address", "request_id", "tenant")},
@@ -128,6 +173,10 @@ class CancellationAdmin(FastListMixin, ReadOnlyMixin, AnyModelAdmin):
         condition = starts_with("cancellation_id", term) | Q(pk__in=of_run)
         return searched(queryset, condition, term)
 
+    def items_of(self, queryset: QuerySet[Any]) -> QuerySet[CancellationItem]:
+        """Return the items of selected cancellations."""
+        return CancellationItem.objects.filter(cancellation__in=queryset.values("pk"))
+
     @admin.display(description=gettext_lazy("reason"))
     def short_reason(self, record: Cancellation) -> str:
         """Return the beginning of the reason."""
@@ -143,7 +192,7 @@ class CancellationAdmin(FastListMixin, ReadOnlyMixin, AnyModelAdmin):
 
 
 @admin.register(CancellationItem)
-class CancellationItemAdmin(ItemColumns, FastListMixin, ReadOnlyMixin, AnyModelAdmin):
+class CancellationItemAdmin(ItemColumns, RetryMixin, FastListMixin, ReadOnlyMixin, AnyModelAdmin):
     """The runs of all cancellations: what happened to each, and whether its executor was told."""
 
     list_display = (
@@ -155,7 +204,8 @@ class CancellationItemAdmin(ItemColumns, FastListMixin, ReadOnlyMixin, AnyModelA
         "attempts",
         "record",
     )
-    list_filter = ("delivery",)
+    actions = ("retry",)
+    list_filter = ("delivery", "handling")
     list_select_related = ("cancellation",)
     ordering = ("-pk",)
     sortable_by = ()
@@ -174,6 +224,11 @@ class CancellationItemAdmin(ItemColumns, FastListMixin, ReadOnlyMixin, AnyModelA
         "attempts",
         "next_attempt_at",
         "last_error",
+        "force",
+        "handling",
+        "handling_attempts",
+        "next_handling_at",
+        "handling_error",
     )
     readonly_fields = fields
 

@@ -24,7 +24,7 @@ from django_run_cancel.admin.filters import (
     TenantFilter,
     TypeFilter,
 )
-from django_run_cancel.models import Run
+from django_run_cancel.models import CancellationItem, Run
 
 
 @admin.register(Run)  # does nothing where the run model is swapped
@@ -61,8 +61,8 @@ class RunAdmin(CancelRunsAdminMixin, FastListMixin, ReadOnlyMixin, AnyModelAdmin
                 )
             },
         ),
-        (_("Cancellation"), {"fields": ("record", "stopped_at")}),
-        (_("Executor"), {"fields": ("backend", "external_id")}),
+        (_("Cancellation"), {"fields": ("record", "delivery", "stopped_at")}),
+        (_("Executor"), {"fields": ("backend", "external_id", "dispatched_at")}),
     )
 
     def get_search_results(
@@ -84,6 +84,17 @@ class RunAdmin(CancelRunsAdminMixin, FastListMixin, ReadOnlyMixin, AnyModelAdmin
         if record is None:
             return "-"
         return link(record.requested_by, "django_run_cancel_cancellation_change", record.pk)
+
+    @admin.display(description=_("executor told"))
+    def delivery(self, run: Any) -> Any:
+        """Return whether the executor has been told, with a link to what is known of that."""
+        item = CancellationItem.objects.filter(
+            cancellation=run.cancellation_id, run_id=run.run_id
+        ).last()
+        if item is None:
+            return "-"
+        label = " ".join([item.get_delivery_display(), item.last_error])
+        return link(label, "django_run_cancel_cancellationitem_change", item.pk)
 
     @admin.display(description=_("parent"))
     def parent_link(self, run: Any) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django.test import Client
 
-from django_run_cancel.models import Cancellation, get_run_model
+from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
 from django_run_cancel.services import MAX_RUN_IDS, cancel_runs
 from django_run_cancel.states import RunStatus, Source
 from tests.admin.helpers import (
@@ -176,7 +176,7 @@ class TestPageThatAsks:
         page = tick(operator, make_runs(2))
         confirm(operator, page, reason="one")
         again = confirm(operator, page, reason="two")
-        assert "This page was sent before, with another reason." in words(again)
+        assert "This page was sent before, with other entries." in words(again)
         assert "2 runs are cancelled already." in words(again)
         assert Cancellation.objects.count() == 1
 
@@ -229,6 +229,23 @@ class TestPageThatAsks:
         assert statuses(ours, theirs) == ["cancelled", "queued"]
 
 
+class TestForce:
+    def test_needs_a_permission_of_its_own(self, operator: Client) -> None:
+        page = tick(operator, make_runs(1))
+        assert 'name="force"' not in text(page)
+        confirm(operator, page, force="on")
+        assert not Cancellation.objects.get().force
+
+    def test_is_recorded_for_the_executors(self) -> None:
+        chief = logged_in("chief", "view_run", "view_job", "cancel_run", "force_cancel_run")
+        for fields, force in (({"force": "on"}, True), ({}, False)):
+            page = tick(chief, make_runs(1, "running"))
+            assert "By force" in words(page)
+            confirm(chief, page, **fields)
+            record = Cancellation.objects.latest("pk")
+            assert (record.force, record.items.get().force) == (force, force)
+
+
 class TestRunPage:
     def test_button(self, operator: Client, looker: Client) -> None:
         run, finished = make_run("paused"), make_run("completed")
@@ -260,6 +277,14 @@ class TestRunPage:
         child = run.create_child()
         page = text(operator.get(page_of(child)))
         assert f">{run.run_id}</a>" in page
+
+    def test_says_whether_the_executor_was_told(self, operator: Client) -> None:
+        run = make_run("running")
+        cancel_runs([run.run_id], requested_by="x")
+        assert "Executor told: pending" in words(operator.get(page_of(run)))
+        CancellationItem.objects.update(delivery="failed", last_error="broker is <away>")
+        assert "Executor told: failed broker is <away>" in words(operator.get(page_of(run)))
+        assert "Executor told: -" in words(operator.get(page_of(make_run())))
 
     def test_nothing_can_be_written(self) -> None:
         chief = logged_in("chief", is_superuser=True)

@@ -12,7 +12,7 @@ from django_run_cancel.admin.records import SHOWN_ITEMS
 from django_run_cancel.models import ApiKey, Cancellation, CancellationItem, get_run_model
 from django_run_cancel.origin import Origin
 from django_run_cancel.services import cancel_runs
-from tests.admin.helpers import LIST, RECORDS, logged_in, messages_of, text, tick, words
+from tests.admin.helpers import LIST, RECORDS, logged_in, messages_of, said, text, tick, words
 from tests.admin.helpers import confirm as confirmed
 from tests.helpers import ids, make_run, make_runs
 
@@ -40,16 +40,16 @@ def test_page_shows_the_request_and_what_happened(chief: Client) -> None:
     assert record is not None
     key.delete()
     page = chief.get(f"{RECORDS}{record.pk}/change/")
-    said = words(page)
+    shown = words(page)
     for part in (key.label, "Disk full", "2001:db8::1", "req-7", "API", "All 4, in a list"):
-        assert part in said
+        assert part in shown
     for row in (
         f"{run.run_id} cancelled requested running cancelled, stopping pending",
         f"{finished.run_id} already finished requested completed - not needed",
         "<b>unknown not found requested - - not needed",
         f"{child.run_id} cancelled cascade created cancelled, never started not needed",
     ):
-        assert row in said
+        assert row in shown
     assert f">{run.run_id}</a>" in text(page)
     assert "unknown</a>" not in text(page)
 
@@ -87,9 +87,9 @@ def test_item(chief: Client) -> None:
     run = make_run("running")
     cancel_runs([run.run_id], requested_by="night watch")
     item = CancellationItem.objects.get()
-    said = words(chief.get(f"{ITEMS}{item.pk}/change/"))
-    assert "cancelled, stopping" in said
-    assert f"{item.cancellation} (night watch)" in said
+    shown = words(chief.get(f"{ITEMS}{item.pk}/change/"))
+    assert "cancelled, stopping" in shown
+    assert f"{item.cancellation} (night watch)" in shown
     get_run_model()._default_manager.all().delete()
     assert "cancelled, stopping" not in words(chief.get(f"{ITEMS}{item.pk}/change/"))
     assert chief.get(f"{ITEMS}999999/change/").status_code == 302
@@ -122,3 +122,38 @@ def test_host_without_an_admin_of_runs(chief: Client, monkeypatch: Any) -> None:
     page = text(chief.get(f"{RECORDS}{record.pk}/change/"))
     assert run.run_id in page
     assert f"{run.run_id}</a>" not in page
+
+
+class TestFailedDeliveries:
+    @pytest.fixture
+    def failed(self) -> list[CancellationItem]:
+        """Return the items of two cancellations, each of which could not be told."""
+        for _ in range(2):
+            cancel_runs([make_run("running").run_id], requested_by="x")
+        CancellationItem.objects.update(delivery="failed", attempts=10, next_attempt_at=None)
+        return list(CancellationItem.objects.all())
+
+    @pytest.mark.parametrize("url", [RECORDS, ITEMS])
+    def test_are_loud(self, chief: Client, failed: list[CancellationItem], url: str) -> None:
+        page = text(chief.get(url))
+        assert "2 executors could not be told that their runs are cancelled." in page
+        assert f'href="{ITEMS}?delivery__exact=failed"' in page
+        assert len(chief.get(f"{ITEMS}?delivery__exact=failed").context["cl"].result_list) == 2
+        CancellationItem.objects.update(delivery="delivered")
+        assert "could not be told" not in text(chief.get(url))
+
+    @pytest.mark.parametrize("url", [RECORDS, ITEMS])
+    def test_are_tried_again(self, chief: Client, failed: list[CancellationItem], url: str) -> None:
+        first = failed[0]
+        key = first.cancellation_id if url == RECORDS else first.pk
+        answer = chief.post(url, {"action": "retry", "_selected_action": key})
+        assert said(answer) == ["1 delivery is due again."]
+        first.refresh_from_db()
+        assert (first.delivery, first.attempts) == ("pending", 0)
+        assert first.next_attempt_at is not None
+        assert CancellationItem.objects.filter(delivery="failed").count() == 1
+
+    def test_not_by_who_may_only_look(self, failed: list[CancellationItem]) -> None:
+        looker = logged_in("looker", "view_cancellation", "view_cancellationitem")
+        looker.post(ITEMS, {"action": "retry", "_selected_action": failed[0].pk})
+        assert CancellationItem.objects.filter(delivery="failed").count() == 2

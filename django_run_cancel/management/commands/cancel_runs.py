@@ -56,6 +56,9 @@ class Command(BaseCommand):
         parser.add_argument("--type", help="Only runs of this type.")
         parser.add_argument("--reason", default="", help="Why, for the record.")
         parser.add_argument(
+            "--force", action="store_true", help="Let executors kill at once what has started."
+        )
+        parser.add_argument(
             "--requested-by",
             metavar="WHO",
             help="Who asks, for the record; user and host by default.",
@@ -130,6 +133,7 @@ class Command(BaseCommand):
                 requested_by=who() if options["requested_by"] is None else options["requested_by"],
                 source=Source.COMMAND,
                 reason=options["reason"],
+                force=options["force"],
                 dry_run=options["dry_run"],
             )
         except ValueError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from django_run_cancel.management.arguments import duration
@@ -22,7 +22,7 @@ class Command(BaseCommand):
     help = (
         "Delete records of cancellations that are older than this, in portions, with their "
         "idempotency keys. The runs stay cancelled. A record stays while an executor has yet to "
-        "be told of one of its runs."
+        "be told of one of its runs, or a handler to be called."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -38,11 +38,12 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Delete them."""
-        undelivered = CancellationItem.objects.filter(
-            cancellation=OuterRef("pk"), delivery__in=[Delivery.PENDING, Delivery.FAILED]
+        undone = [Delivery.PENDING, Delivery.FAILED]
+        needed = CancellationItem.objects.filter(
+            Q(delivery__in=undone) | Q(handling__in=undone), cancellation=OuterRef("pk")
         )
         old = Cancellation.objects.filter(
-            ~Exists(undelivered), requested_at__lt=timezone.now() - options["older_than"]
+            ~Exists(needed), requested_at__lt=timezone.now() - options["older_than"]
         ).order_by("requested_at", "pk")
         if options["dry_run"]:
             self.stdout.write(f"Would delete {old.count()} cancellations.")
