@@ -25,7 +25,7 @@ from django_run_cancel.admin.base import (
 from django_run_cancel.admin.cancelling import CancelRunsAdminMixin
 from django_run_cancel.evidence import with_evidence
 from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
-from django_run_cancel.states import STATE_WORDS, StopState
+from django_run_cancel.states import STATE_WORDS, RunStatus, StopState
 
 if TYPE_CHECKING:
     _Inline = admin.TabularInline[Any, Any]
@@ -49,6 +49,11 @@ class ItemColumns(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[m
             return page.link_to_run(item.run_id)
         return item.run_id
 
+    @admin.display(description=gettext_lazy("previous status"))
+    def status_before(self, item: CancellationItem) -> Any:
+        """Return the status that the run had, as people call it."""
+        return RunStatus(item.previous_status).label if item.previous_status else "-"
+
     @admin.display(description=gettext_lazy("the work"))
     def work(self, item: Any) -> Any:
         """Return how the work of the run has ended, in words."""
@@ -69,7 +74,7 @@ class CancellationItemInline(ItemColumns, ReadOnlyMixin, _Inline):
 
     model = CancellationItem
     formset = _ShownItems
-    fields = ("run", "outcome", "via", "previous_status", "work", "delivery", "last_error")
+    fields = ("run", "outcome", "via", "status_before", "work", "delivery", "last_error")
     readonly_fields = fields
     classes = ("run-cancel-items",)
     extra = 0
@@ -150,7 +155,7 @@ class CancellationItemAdmin(ItemColumns, FastListMixin, ReadOnlyMixin, AnyModelA
         "run_id",
         "outcome",
         "via",
-        "previous_status",
+        "status_before",
         "delivery",
         "attempts",
         "record",
@@ -166,7 +171,7 @@ class CancellationItemAdmin(ItemColumns, FastListMixin, ReadOnlyMixin, AnyModelA
         "record",
         "outcome",
         "via",
-        "previous_status",
+        "status_before",
         "work",
         "backend",
         "external_id",
