@@ -29,7 +29,7 @@ from django_run_cancel.models import ApiKey, Cancellation, CancellationItem, get
 from django_run_cancel.services import MAX_RUN_IDS, cancel_runs
 from django_run_cancel.states import RunStatus, StopState
 from tests import messages
-from tests.admin.helpers import CANCEL, KEYS, LIST, RECORDS, RUN, hidden, page_of, text
+from tests.admin.helpers import CANCEL, KEYS, LIST, RECORDS, hidden, page_of, text
 from tests.helpers import ApiClient, ids, make_run, make_runs
 
 LANGUAGES = [language for language in messages.PLURALS if language != "en"]
@@ -297,14 +297,15 @@ def test_admin__nothing_left_in_english(chief: Client, monkeypatch: pytest.Monke
         assert shown in seen["en"], "the test does not get where it should"
     place = "locale/en/LC_MESSAGES/django.po"
     of_django = set()
-    for path in Path(django.__file__).parent.glob(f"contrib/a*/{place}"):
+    django_folder = Path(django.__file__).parent
+    for path in (django_folder / "conf" / place, *django_folder.glob(f"contrib/a*/{place}")):
         with path.open("rb") as file:
             of_django |= {text for message in read_po(file) for text in strings(message.id)}
     left = {
         text.strip("\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK} ").removesuffix(":")
         for text in seen["en"] & seen["de"]
     } - of_django
-    data = {"dummy", "job", "task", "False", RUN.verbose_name, RUN.verbose_name.capitalize()}
+    data = {"dummy", "job", "Job", "Hostapp", "task", "False"}
     same = {word.lower() for word in SAME}
     assert not {
         text
