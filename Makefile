@@ -21,6 +21,7 @@ help:
 	@echo 'make serve     serve the example: admin, Swagger UI, seeded runs (PORT=8000)'
 	@echo 'make test      run the tests'
 	@echo 'make bench     measure how long cancelling takes'
+	@echo 'make messages  bring the translations up to date with the sources'
 	@echo 'make docs      build the documentation in docs/_build/html'
 	@echo 'make clean     remove all that was made here, .venv included'
 
@@ -54,6 +55,10 @@ test: $(STAMP)
 .PHONY: bench
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench
+
+.PHONY: messages
+messages: $(STAMP)
+	@$(BIN)/python -m tests.messages
 
 .PHONY: docs
 docs: $(STAMP)

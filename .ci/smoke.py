@@ -15,6 +15,8 @@ import urllib.request
 from pathlib import Path
 from wsgiref.simple_server import make_server
 
+SOURCE = Path(__file__).resolve().parent.parent / "django_run_cancel"
+
 SETTINGS = """
 SECRET_KEY = "smoke"
 ALLOWED_HOSTS = ["127.0.0.1"]
@@ -70,7 +72,9 @@ def main() -> None:
 
         package = Path(django_run_cancel.__file__).parent
         assert "site-packages" in package.parts, package
-        assert (package / "py.typed").exists()
+        for file in SOURCE.rglob("*"):  # templates, styles and translations too
+            name = file.relative_to(SOURCE)
+            assert "__pycache__" in name.parts or (package / name).exists(), name
         run = get_run_model()._default_manager.create(status="running")
         server = make_server("127.0.0.1", 0, application)
         threading.Thread(target=server.serve_forever, daemon=True).start()

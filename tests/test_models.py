@@ -216,7 +216,7 @@ class TestNames:
         assert isinstance(record, Cancellation)
         assert str(record) == record.cancellation_id
         assert re.fullmatch(r"can_[0-9a-f]{32}", str(record))
-        assert str(CancellationItem.objects.get()) == "nope: not_found"
+        assert str(CancellationItem.objects.get()) == "nope: not found"
 
 
 class TestApiKey:

@@ -8,6 +8,7 @@ from django.contrib.admin import ModelAdmin, SimpleListFilter
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext
 
 from django_run_cancel import sql
 from django_run_cancel.ids import is_storable
@@ -27,7 +28,7 @@ class StatusFilter(SimpleListFilter):
 
     def lookups(self, request: HttpRequest, model_admin: ModelAdmin[Any]) -> list[tuple[str, Any]]:
         """Return the choices."""
-        return [("active", _("active")), *RunStatus.choices]
+        return [("active", pgettext("runs", "active")), *RunStatus.choices]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """Return the runs of the status that was chosen."""

@@ -27,7 +27,7 @@ from django_run_cancel.admin.cancelling import CancelRunsAdminMixin
 from django_run_cancel.delivery import retry_deliveries
 from django_run_cancel.evidence import with_evidence
 from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
-from django_run_cancel.states import STATE_WORDS, Delivery, StopState
+from django_run_cancel.states import STATE_WORDS, Delivery, RunStatus, StopState
 
 if TYPE_CHECKING:
     _Inline = admin.TabularInline[Any, Any]
@@ -84,6 +84,11 @@ class ItemColumns(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[m
             return page.link_to_run(item.run_id)
         return item.run_id
 
+    @admin.display(description=gettext_lazy("previous status"))
+    def status_before(self, item: CancellationItem) -> Any:
+        """Return the status that the run had, as people call it."""
+        return RunStatus(item.previous_status).label if item.previous_status else "-"
+
     @admin.display(description=gettext_lazy("the work"))
     def work(self, item: Any) -> Any:
         """Return how the work of the run has ended, in words."""
@@ -108,7 +113,7 @@ class CancellationItemInline(ItemColumns, ReadOnlyMixin, _Inline):
         "run",
         "outcome",
         "via",
-        "previous_status",
+        "status_before",
         "work",
         "delivery",
         "attempts",
@@ -199,7 +204,7 @@ class CancellationItemAdmin(ItemColumns, RetryMixin, FastListMixin, ReadOnlyMixi
         "run_id",
         "outcome",
         "via",
-        "previous_status",
+        "status_before",
         "delivery",
         "attempts",
         "record",
@@ -216,7 +221,7 @@ class CancellationItemAdmin(ItemColumns, RetryMixin, FastListMixin, ReadOnlyMixi
         "record",
         "outcome",
         "via",
-        "previous_status",
+        "status_before",
         "work",
         "backend",
         "external_id",

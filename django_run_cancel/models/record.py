@@ -136,4 +136,4 @@ class CancellationItem(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.run_id}: {self.outcome}"
+        return f"{self.run_id}: {self.get_outcome_display()}"
