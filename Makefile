@@ -20,7 +20,7 @@ help:
 	@echo 'make demo      cancel 100 runs over HTTP, show and check what came of it'
 	@echo 'make serve     serve the example: admin, Swagger UI, seeded runs (PORT=8000)'
 	@echo 'make test      run the tests'
-	@echo 'make bench     measure how long cancelling takes'
+	@echo 'make bench     measure how long cancelling takes, and asking for it'
 	@echo 'make docs      build the documentation in docs/_build/html'
 	@echo 'make clean     remove all that was made here, .venv included'
 
@@ -54,6 +54,7 @@ test: $(STAMP)
 .PHONY: bench
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench_checkpoint
 
 .PHONY: docs
 docs: $(STAMP)

@@ -22,6 +22,7 @@ from django_run_cancel.exceptions import RunCancelled, RunInProgress, Transition
 from django_run_cancel.services import cancel_runs
 from django_run_cancel.states import TERMINAL, WAITING, RunStatus, StopState
 from django_run_cancel.worker import Execution, execution
+from tests.bench_checkpoint import LIMIT, measure
 from tests.helpers import IS_MYSQL, IS_POSTGRESQL, IS_SQLITE, make_run, statuses
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("watched")]
@@ -425,6 +426,11 @@ class TestStopping:
             if IS_SQLITE:
                 connection.transaction_mode = "IMMEDIATE"
         assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
+
+def test_a_checkpoint_costs_less_than_a_microsecond() -> None:
+    with execution(make_run().run_id) as executed:
+        assert min(measure(executed, rounds=5)) < LIMIT
 
 
 class TestForks:
