@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from tests.backends.contract import BrokerContract, Harness, PoolContract
+from tests.backends.services import URLS, require_package
+
+require_package("celery")
+
+from tests.backends import celery_jobs
+
+
+class CeleryHarness(Harness):
+    backend = "django_run_cancel.backends.celery.CeleryBackend"
+    ready = " ready."
+    pool: ClassVar[str] = "prefork"
+
+    def set_up(self) -> None:
+        self.app = celery_jobs.make_app(self.name, self.proxy.url)
+        # Of another name each time: a backend that is known by its options is not made again.
+        setattr(celery_jobs, self.name, self.app)
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "APP": f"tests.backends.celery_jobs.{self.name}",
+            "TASK": celery_jobs.TASK,
+            "POOL": self.pool,
+        }
+
+    def environment(self) -> dict[str, str]:
+        assert self.service is not None
+        return {"CELERY_NAME": self.name, "CELERY_URL": URLS[self.service]}
+
+    def command(self) -> list[str]:
+        options = ["--concurrency=1", "--loglevel=INFO", "--without-gossip", "--without-mingle"]
+        return [
+            "-m",
+            "celery",
+            "-A",
+            "tests.backends.celery_jobs:app",
+            "worker",
+            "-P",
+            self.pool,
+            *options,
+        ]
+
+    def tear_down(self) -> None:
+        assert self.service is not None
+        app = celery_jobs.make_app(self.name, URLS[self.service])
+        with app.connection_for_write() as connection:
+            app.amqp.queues[self.name](connection.default_channel).delete()
+        app.close()
+        self.app.close()
+
+
+class RedisPrefork(CeleryHarness):
+    service = "Redis"
+
+
+class RabbitMQPrefork(CeleryHarness):
+    service = "RabbitMQ"
+
+
+class RedisThreads(CeleryHarness):
+    service = "Redis"
+    pool = "threads"
+    checks = ["django_run_cancel.W006"]
+
+
+class RabbitMQThreads(CeleryHarness):
+    service = "RabbitMQ"
+    pool = "threads"
+    checks = ["django_run_cancel.W006"]
+
+
+class TestRedisPrefork(BrokerContract):
+    harness_class = RedisPrefork
+
+
+class TestRabbitMQPrefork(BrokerContract):
+    harness_class = RabbitMQPrefork
+
+
+class TestRedisThreads(PoolContract):
+    harness_class = RedisThreads
+
+
+class TestRabbitMQThreads(PoolContract):
+    harness_class = RabbitMQThreads
