@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import DatabaseError, connection, connections, transaction
 
 from django_run_cancel.backends.bounded import MAX_WAITING, call_bounded, call_database
 from tests.helpers import make_run, statuses
@@ -74,8 +74,9 @@ def test_leaves_no_connection_behind() -> None:
 
 def is_closed(found: object) -> bool:
     try:
-        found.cursor().execute("SELECT 1")  # type: ignore[attr-defined]
-    except Exception:
+        with connection.wrap_database_errors:
+            found.cursor().execute("SELECT 1")  # type: ignore[attr-defined]
+    except DatabaseError:
         return True
     return False
 
