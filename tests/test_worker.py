@@ -580,15 +580,17 @@ class TestWithoutADatabase:
 
     def test_inside_a_transaction_of_the_caller(self, monkeypatch: Any) -> None:
         """Nothing can be repeated there, and waiting would keep its locks."""
-        monkeypatch.setattr(worker, "RETRY_DELAYS", [60])
+        monkeypatch.setattr(worker, "RETRY_DELAYS", [PATIENCE])
         if not IS_SQLITE:
             pytest.skip("Elsewhere a table that is missing is no outage.")
         rename_table("django_run_cancel_run", "away")
+        began = time.monotonic()
         try:
             with pytest.raises(Error), transaction.atomic(), execution("tsk_1"):
                 pytest.fail("It started.")
         finally:
             rename_table("away", "django_run_cancel_run")
+        assert time.monotonic() - began < PATIENCE
 
 
 class TestHeartbeat:
