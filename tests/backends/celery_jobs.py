@@ -23,8 +23,8 @@ def make_app(name: str, url: str) -> Celery:
     app = Celery(name, broker=url, set_as_current=False)
     app.conf.update(
         task_default_queue=name,
-        control_exchange=name,
-        event_exchange=name,
+        control_exchange=f"{name}.control",
+        event_exchange=f"{name}.events",
         worker_prefetch_multiplier=1,
         task_acks_late=True,
         task_ignore_result=True,

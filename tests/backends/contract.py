@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from redis import Redis
 
 from django_run_cancel import services
 from django_run_cancel.backends import get_backend
@@ -31,7 +32,7 @@ from django_run_cancel.exceptions import RunCancelError
 from django_run_cancel.states import RunStatus
 from tests.api.servers import database_url
 from tests.backends.jobs import FOLDER, traced
-from tests.backends.services import Proxy, proxy, require_service
+from tests.backends.services import URLS, Proxy, proxy, require_service
 from tests.helpers import make_run, statuses
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -121,6 +122,8 @@ class Harness:
             pytest.fail(f"The worker did not come up:\n{self.log.read_text()}")
 
     def _is_ready(self) -> bool:
+        assert self._worker is not None
+        assert self._worker.poll() is None, "The worker has ended."
         return self.ready in self.log.read_text(errors="replace")
 
     def kill(self) -> None:
@@ -145,6 +148,13 @@ def session_of(leader: int) -> list[int]:
         if int(session) == leader:
             found.append(int(path.parent.name))
     return found
+
+
+def remove_keys(name: str) -> None:
+    """Remove what is named after a harness from Redis."""
+    with Redis.from_url(URLS["Redis"]) as connection:
+        if keys := list(connection.scan_iter(match=f"*{name}*", count=1000)):
+            connection.delete(*keys)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -175,6 +185,8 @@ class PoolContract:
             harness.kill()
             through.up()
             harness.tear_down()
+            if service == "Redis":
+                remove_keys(harness.name)
 
     @pytest.fixture(autouse=True)
     def harness(self, shared: Harness, settings: Any, transactional_db: None) -> Iterator[Harness]:

@@ -48,7 +48,12 @@ class CeleryHarness(Harness):
         assert self.service is not None
         app = celery_jobs.make_app(self.name, URLS[self.service])
         with app.connection_for_write() as connection:
-            app.amqp.queues[self.name](connection.default_channel).delete()
+            channel = connection.default_channel
+            app.amqp.queues[self.name](channel).delete()
+            if self.service == "RabbitMQ":
+                for exchange in (self.name, f"{self.name}.events", f"{self.name}.control.pidbox"):
+                    channel.exchange_delete(exchange)
+                channel.exchange_delete(f"reply.{self.name}.control.pidbox")
         app.close()
         self.app.close()
 

@@ -9,6 +9,7 @@ require_package("rq")
 
 from redis import Redis
 from rq import Queue, Retry
+from rq.job import Job
 from rq.scheduler import RQScheduler
 
 
@@ -36,7 +37,16 @@ class RQHarness(Harness):
 
     def tear_down(self) -> None:
         with Redis.from_url(URLS["Redis"]) as connection:
-            Queue(self.name, connection=connection).delete(delete_jobs=True)
+            queue = Queue(self.name, connection=connection)
+            for registry in (
+                queue.canceled_job_registry,
+                queue.failed_job_registry,
+                queue.finished_job_registry,
+                queue.started_job_registry,
+            ):
+                for job_id in registry.get_job_ids(cleanup=False):
+                    connection.delete(Job.key_for(job_id), f"rq:results:{job_id}")
+            queue.delete(delete_jobs=True)
 
 
 class TestRQ(BrokerContract):
