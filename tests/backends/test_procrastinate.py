@@ -16,8 +16,10 @@ if not IS_POSTGRESQL:
     pytest.skip("Procrastinate needs PostgreSQL", allow_module_level=True)
 
 from procrastinate import App, SyncPsycopgConnector
+from procrastinate.exceptions import JobAborted
 
-from django_run_cancel.backends.procrastinate import ProcrastinateBackend
+from django_run_cancel.backends.procrastinate import ProcrastinateBackend, abort_refused
+from django_run_cancel.exceptions import RunCancelled
 from tests.backends import procrastinate_jobs
 
 JOBS = procrastinate_jobs.__name__
@@ -43,6 +45,13 @@ def jobs_of(run: Any) -> list[tuple[str, int]]:
             [run.external_id],
         )
         return list(cursor.fetchall())
+
+
+def test_abort_refused() -> None:
+    with pytest.raises(JobAborted, match="has been cancelled"), abort_refused():
+        raise RunCancelled("tsk_1")
+    with pytest.raises(ZeroDivisionError), abort_refused():
+        _ = 1 // 0
 
 
 class TestProcrastinate(BackendContract):
