@@ -23,13 +23,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from django.utils import timezone
 from redis import Redis
 
 from django_run_cancel import services
 from django_run_cancel.backends import get_backend
 from django_run_cancel.backends.base import BaseBackend, StopOutcome, StopRequest
+from django_run_cancel.delivery import deliver_due
 from django_run_cancel.exceptions import RunCancelError
-from django_run_cancel.states import RunStatus
+from django_run_cancel.models import CancellationItem
+from django_run_cancel.states import Delivery, RunStatus, StopState
 from tests.api.servers import database_url
 from tests.backends.jobs import FOLDER, traced
 from tests.backends.services import URLS, Proxy, proxy, require_service
@@ -315,6 +318,29 @@ class PoolContract:
         assert self.trace(run) == ended
         assert "left" not in ended
 
+    def test_running__delivery_escalates(self, harness: Harness, settings: Any) -> None:
+        """The delivery worker asks, then kills, and the record says how the run ended."""
+        settings.RUN_CANCEL_GRACE_SECONDS = 0.5
+        harness.online()
+        run = self.started("stubborn")
+        self.cancel(run)
+        self.deliver()
+        assert self.stop_state(run) == StopState.STOPPING
+        if not self.backend.can_force:
+            self.goes_on(run)
+            settings.RUN_CANCEL_PRESUME_SECONDS = 0.5
+        wait_until(lambda: self.deliver() or self.stop_state(run) != "stopping", "the evidence")
+        assert run.stop_state == (
+            StopState.KILLED if self.backend.can_force else StopState.PRESUMED
+        )
+
+    def deliver(self) -> None:
+        """Do what the delivery worker does, without waiting between attempts."""
+        CancellationItem.objects.filter(delivery=Delivery.PENDING).update(
+            next_attempt_at=timezone.now()
+        )
+        deliver_due()
+
     def goes_on(self, run: Any) -> None:
         seen = len(self.trace(run))
         wait_until(lambda: len(self.trace(run)) > seen + 3, "what nobody can stop")
@@ -470,5 +496,22 @@ class BrokerContract(BackendContract):
         messages = self.backend.check(deploy=True)
         assert [message.id for message in messages] == harness.checks
         self.told(*runs)
+        self.drain()
+        assert [self.trace(run) for run in runs] == [[], []]
+
+    def test_broker_is_down__then_delivered(self, harness: Harness) -> None:
+        """What was cancelled meanwhile is delivered when the broker is back."""
+        harness.kill()
+        runs = self.send("short", 2)
+        harness.proxy.down("refused")
+        self.cancel(*runs)
+        self.deliver()
+        items = CancellationItem.objects.filter(run_id__in=[run.run_id for run in runs])
+        assert {(item.delivery, bool(item.last_error)) for item in items} == {("pending", True)}
+        harness.proxy.up()
+        self.deliver()
+        assert not [item.last_error for item in items.all() if item.last_error]
+        if self.backend.keeps_requests:
+            assert {item.delivery for item in items.all()} == {Delivery.DELIVERED}
         self.drain()
         assert [self.trace(run) for run in runs] == [[], []]

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from tests.backends.contract import BrokerContract, Harness, PoolContract
+from django_run_cancel.backends.base import StopOutcome
+from tests.backends.contract import BrokerContract, Harness, PoolContract, wait_until
 from tests.backends.services import URLS, require_package
 
 require_package("celery")
@@ -66,6 +67,13 @@ class RabbitMQPrefork(CeleryHarness):
     service = "RabbitMQ"
 
 
+class RedisSignal(CeleryHarness):
+    service = "Redis"
+
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "QUEUE": self.name, "SIGNAL": "SIGTERM"}
+
+
 class RedisThreads(CeleryHarness):
     service = "Redis"
     pool = "threads"
@@ -84,6 +92,20 @@ class TestRedisPrefork(BrokerContract):
 
 class TestRabbitMQPrefork(BrokerContract):
     harness_class = RabbitMQPrefork
+
+
+class TestRedisSignal(PoolContract):
+    harness_class = RedisSignal
+
+    def test_running__delivery_escalates(self, harness: Harness, settings: Any) -> None:
+        """A task that survives the signal is out of reach: its worker has forgotten it."""
+        harness.online()
+        run = self.started("stubborn")
+        self.cancel(run)
+        self.told(run, running=True)
+        wait_until(lambda: "swallowed SystemExit" in self.trace(run), "the signal")
+        assert self.told(run, running=True, force=True) == [StopOutcome.TOLD_ONCE]
+        self.goes_on(run)
 
 
 class TestRedisThreads(PoolContract):
