@@ -176,7 +176,7 @@ class TestSignals:
         (arguments,) = received
         assert first_column(section(self.page, f"`{name}`")) == [
             argument
-            for argument in ("sender", "run_id", "run_ids", "cancellation_id")
+            for argument in ("sender", "run_id", "run_ids", "cancellation_id", "stop_state")
             if argument in arguments
         ]
         assert set(arguments) - {"signal"} == set(first_column(section(self.page, f"`{name}`")))
@@ -460,6 +460,7 @@ def exists(dotted: str) -> bool:
         "howto/transactions.md",
         "howto/access.md",
         "howto/worker.md",
+        "howto/delivery-worker.md",
     ],
 )
 def test_page_does_what_it_says(page: str) -> None:
