@@ -19,6 +19,7 @@ from django.utils import timezone
 
 from django_run_cancel import watcher, worker
 from django_run_cancel.exceptions import RunCancelled, RunInProgress, TransitionNotAllowed
+from django_run_cancel.models import get_run_model
 from django_run_cancel.services import cancel_runs
 from django_run_cancel.states import TERMINAL, WAITING, RunStatus, StopState
 from django_run_cancel.worker import Execution, execution
@@ -186,7 +187,7 @@ class TestTakingOver:
         with execution(run.run_id):
             with pytest.raises(RunInProgress), execution(run.run_id, take_over=60):
                 pytest.fail("It started twice.")
-            type(run).objects.update(heartbeat_at=timezone.now() - timedelta(seconds=61))
+            type(run)._base_manager.update(heartbeat_at=timezone.now() - timedelta(seconds=61))
             with execution(run.run_id, take_over=60):
                 pass
         assert fresh(run).status == RunStatus.COMPLETED
@@ -289,7 +290,7 @@ class TestLeaving:
     def test_deleted(self) -> None:
         run = make_run()
         with execution(run.run_id) as executed:
-            type(run).objects.all().delete()
+            type(run)._base_manager.all().delete()
             time.sleep(0.05)
             executed.checkpoint()
         assert not executed.cancelled
@@ -583,13 +584,14 @@ class TestWithoutADatabase:
         monkeypatch.setattr(worker, "RETRY_DELAYS", [PATIENCE])
         if not IS_SQLITE:
             pytest.skip("Elsewhere a table that is missing is no outage.")
-        rename_table("django_run_cancel_run", "away")
+        table = get_run_model()._meta.db_table
+        rename_table(table, "away")
         began = time.monotonic()
         try:
             with pytest.raises(Error), transaction.atomic(), execution("tsk_1"):
                 pytest.fail("It started.")
         finally:
-            rename_table("away", "django_run_cancel_run")
+            rename_table("away", table)
         assert time.monotonic() - began < PATIENCE
 
 
@@ -624,7 +626,7 @@ class TestHeartbeat:
             execution(run.run_id) as second,
             transaction.atomic(),
         ):
-            type(run).objects.select_for_update().get(pk=locked.pk)
+            type(run)._base_manager.select_for_update().get(pk=locked.pk)
             first.checkpoint()
             time.sleep(0.1)
             elsewhere(cancel, run)
@@ -633,7 +635,7 @@ class TestHeartbeat:
 
 class TestListening:
     @pytest.fixture(autouse=True)
-    def _listening(self, settings: Any) -> None:
+    def _listening(self, watched: None, settings: Any) -> None:
         settings.RUN_CANCEL_LISTEN = True
         settings.RUN_CANCEL_POLL_SECONDS = 60
 
