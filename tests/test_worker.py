@@ -644,12 +644,13 @@ class TestListening:
         took = []
         for _ in range(20):
             run = make_run()
-            with pytest.raises(RunCancelled), execution(run.run_id) as executed:
+            with execution(run.run_id) as executed:
                 wait_until_listening()
                 cancel(run)
                 committed = time.monotonic()
-                work_on(executed)
-            took.append(time.monotonic() - committed)
+                with pytest.raises(RunCancelled):
+                    work_on(executed)
+                took.append(time.monotonic() - committed)
         assert sorted(took)[10] < 0.05, took
 
     @pytest.mark.skipif(not IS_POSTGRESQL, reason="only PostgreSQL can tell")
