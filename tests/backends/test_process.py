@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 from django_run_cancel.backends import process
@@ -19,7 +21,7 @@ from django_run_cancel.backends.base import BackendError, StopOutcome, StopReque
 from django_run_cancel.backends.process import MARKER, ProcessBackend, exit_on_sigterm
 from django_run_cancel.delivery import deliver_due
 from django_run_cancel.dispatch import dispatch
-from django_run_cancel.models import get_run_model
+from django_run_cancel.models import CancellationItem, get_run_model
 from django_run_cancel.services import cancel_runs
 from django_run_cancel.states import RunStatus
 from tests.api.servers import database_url
@@ -61,17 +63,65 @@ class ProcessHarness(Harness):
 class TestProcess(BackendContract):
     harness_class = ProcessHarness
 
-    def test_worker_of_ours_is_killed__between_start_and_record(self, harness: Harness) -> None:
-        """Whoever dispatched a run dies before it can say so: it is not started twice."""
+    def is_killed(self, *arguments: str) -> None:
+        """Let another process of ours do something, and die in the middle of it."""
+        killed = subprocess.run(
+            [sys.executable, "-m", "tests.backends.killed", *arguments],
+            env={
+                **os.environ,
+                "BACKENDS": json.dumps(settings.RUN_CANCEL_BACKENDS),
+                "DATABASE_URL": database_url(),
+                "DJANGO_SETTINGS_MODULE": "tests.backends.worker_settings",
+            },
+            timeout=30,
+        )
+        assert killed.returncode == -signal.SIGKILL
+
+    @pytest.mark.parametrize(
+        ("when", "step"),
+        [
+            ("before", "backends.process.ProcessBackend.dispatch"),
+            ("after", "backends.process.ProcessBackend.dispatch"),
+        ],
+    )
+    def test_who_dispatches_is_killed(self, harness: Harness, when: str, step: str) -> None:
+        """The run is started all the same, and only once."""
         harness.kill()
-        (run,) = self.send("short")
+        run = make_run("created", backend="", external_id="", title="short")
+        self.is_killed("dispatch", when, step, run.run_id)
+        run.refresh_from_db()
+        before = pids_of(MARKER, run.external_id)
+        assert (run.status, len(before)) == (RunStatus.QUEUED, int(when == "after"))
+        assert not deliver_due()
         get_run_model()._default_manager.update(dispatch_due_at=run.created_at)
-        (before,) = pids_of(MARKER, run.external_id)
         assert deliver_due().dispatched == 1
-        assert pids_of(MARKER, run.external_id) == [before]
+        (started,) = pids_of(MARKER, run.external_id)
+        assert before in ([], [started])
         harness.online()
         self.wait_for(RunStatus.COMPLETED, run)
         assert self.trace(run) == ["started", "left"]
+
+    @pytest.mark.parametrize(
+        ("when", "step"),
+        [
+            ("after", "delivery._claim"),
+            ("after", "backends.process.ProcessBackend.stop"),
+            ("before", "delivery._record"),
+        ],
+    )
+    def test_who_delivers_is_killed(self, harness: Harness, when: str, step: str) -> None:
+        """The run is stopped all the same, and how is known."""
+        harness.online()
+        run = self.started("deaf")
+        self.cancel(run)
+        self.is_killed("deliver_due", when, step)
+        pass_time(61)  # the claim of who has died is void
+        deliver_due()
+        wait_until(lambda: not pids_of(MARKER, run.external_id), "the end of the process")
+        # Its code has been interrupted, which it says, unless SIGKILL was quicker.
+        assert self.stop_state(run) in {"acknowledged", "killed"}
+        assert CancellationItem.objects.get().delivery == "delivered"
+        assert self.trace(run).count("started") == 1
 
     def test_from_dispatch_to_evidence(self, harness: Harness) -> None:
         harness.online()
