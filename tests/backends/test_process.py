@@ -189,6 +189,15 @@ def _nothing_stays() -> Iterator[None]:
                 os.kill(pid, signal.SIGKILL)
 
 
+def test_dispatched_twice__started_once() -> None:
+    executor = shell("exec sleep 60")
+    job = Job(executor)
+    job.start(executor)
+    (before,) = job.pids
+    job.start(executor)
+    assert job.pids == [before]
+
+
 def test_whole_group_is_stopped() -> None:
     executor = shell("sleep 60 & sleep 60 & wait")
     job = Job(executor)
