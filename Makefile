@@ -17,10 +17,11 @@ MIN_PYTHON := import sys; sys.version_info < (3, 11) and sys.exit( \
 .PHONY: help
 help:
 	@echo 'make install   create .venv with all that the other targets need (PYTHON=python3)'
-	@echo 'make demo      cancel 100 runs over HTTP, show and check what came of it'
+	@echo 'make demo      cancel 100 runs over HTTP, then real work; show and check what came of it'
+	@echo 'make demo-celery  the same with Celery (CELERY_BROKER_URL=redis://127.0.0.1:6379/0)'
 	@echo 'make serve     serve the example: admin, Swagger UI, seeded runs (PORT=8000)'
 	@echo 'make test      run the tests'
-	@echo 'make bench     measure how long cancelling takes'
+	@echo 'make bench     measure how long cancelling takes, and asking for it'
 	@echo 'make messages  bring the translations up to date with the sources'
 	@echo 'make docs      build the documentation in docs/_build/html'
 	@echo 'make clean     remove all that was made here, .venv included'
@@ -42,7 +43,12 @@ $(STAMP): pyproject.toml
 
 .PHONY: demo
 demo: $(STAMP)
-	@$(BIN)/python example_project/demo.py
+	@PYTHONPATH=example_project $(BIN)/python -m demo
+
+# With a queue of its own, and a worker that it starts and stops.
+.PHONY: demo-celery
+demo-celery: export CELERY_BROKER_URL ?= redis://127.0.0.1:6379/0
+demo-celery: demo
 
 .PHONY: serve
 serve: $(STAMP)
@@ -55,6 +61,7 @@ test: $(STAMP)
 .PHONY: bench
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench_checkpoint
 
 .PHONY: messages
 messages: $(STAMP)

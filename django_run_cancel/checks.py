@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, router
-from django.db.models import UniqueConstraint
+from django.db.models import Q, UniqueConstraint
 from django.utils.module_loading import import_string
 
+from django_run_cancel.backends import get_backend
 from django_run_cancel.conf import PREFIX, settings
-from django_run_cancel.models import AbstractRun, Cancellation, get_run_model
+from django_run_cancel.models import AbstractRun, Cancellation, CancellationItem, get_run_model
+from django_run_cancel.states import Delivery
 
 REPEATABLE = {"repeatable read", "serializable"}
 
@@ -61,7 +63,14 @@ def _check_run_meta(model: type[AbstractRun]) -> Iterator[CheckMessage]:
 @register()
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
     """Check that the settings are of their type, and that none is misspelt."""
-    return [*_check_time_zones(), *_check_scope(), *_check_prefixes(), *_check_names()]
+    return [
+        *_check_time_zones(),
+        *_check_scope(),
+        *_check_prefixes(),
+        *_check_handlers(),
+        *_check_numbers(),
+        *_check_names(),
+    ]
 
 
 def _check_time_zones() -> Iterator[CheckMessage]:
@@ -76,16 +85,63 @@ def _check_time_zones() -> Iterator[CheckMessage]:
 def _check_scope() -> Iterator[CheckMessage]:
     if settings.SCOPE is None:
         return
-    try:
-        found = import_string(settings.SCOPE)
-    except (ImportError, AttributeError, TypeError):
-        found = None
-    if not callable(found):
+    if not _is_callable(settings.SCOPE):
         yield Error(
             f"RUN_CANCEL_SCOPE is {settings.SCOPE!r}, which cannot be imported and called.",
             hint="Set it to the dotted path of a function (request, queryset) -> queryset.",
             id="django_run_cancel.E004",
         )
+
+
+def _is_callable(path: Any) -> bool:
+    try:
+        return callable(import_string(path))
+    except (ImportError, AttributeError, TypeError):
+        return False
+
+
+def _check_handlers() -> Iterator[CheckMessage]:
+    handlers = settings.HANDLERS
+    if not isinstance(handlers, list | tuple) or not all(map(_is_callable, handlers)):
+        yield Error(
+            f"RUN_CANCEL_HANDLERS is {handlers!r}, which are not all functions.",
+            hint="Set it to a list of dotted paths of functions (item) -> None.",
+            id="django_run_cancel.E009",
+        )
+
+
+def _check_numbers() -> Iterator[CheckMessage]:
+    seconds = ["POLL_SECONDS", "HEARTBEAT_SECONDS", "GRACE_SECONDS", "PRESUME_SECONDS"]
+    if settings.STALLED_SECONDS is not None:
+        seconds.append("STALLED_SECONDS")
+    wrong = [name for name in seconds if not _is_positive(getattr(settings, name), int | float)]
+    if not _is_positive(settings.MAX_ATTEMPTS, int):
+        wrong.append("MAX_ATTEMPTS")
+    for name in wrong:
+        yield Error(
+            f"{PREFIX}{name} must be a number above 0.",
+            hint=f"The default is {vars(type(settings))[name]}.",
+            id="django_run_cancel.E012",
+        )
+    if wrong:
+        return
+    if settings.PRESUME_SECONDS <= settings.GRACE_SECONDS:
+        yield Warning(
+            "Runs are presumed to have stopped before they are stopped by force.",
+            hint="Set RUN_CANCEL_PRESUME_SECONDS above RUN_CANCEL_GRACE_SECONDS.",
+            id="django_run_cancel.W008",
+        )
+    beat = settings.HEARTBEAT_SECONDS
+    if settings.STALLED_SECONDS is not None and 2 * beat > settings.STALLED_SECONDS:
+        yield Warning(
+            "Healthy runs can time out between two signs of life.",
+            hint="Set RUN_CANCEL_STALLED_SECONDS to several RUN_CANCEL_HEARTBEAT_SECONDS.",
+            id="django_run_cancel.W009",
+        )
+
+
+def _is_positive(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and value > 0
 
 
 def _check_prefixes() -> Iterator[CheckMessage]:
@@ -164,4 +220,56 @@ def check_schema(**kwargs: Any) -> list[CheckMessage]:
         )
         for name in ("COMPONENT_SPLIT_REQUEST", "ENFORCE_NON_BLANK_FIELDS", "CAMELIZE_NAMES")
         if chosen.get(name)
+    ]
+
+
+@register()
+def check_backends(**kwargs: Any) -> list[CheckMessage]:
+    """Check that each backend can be made, and what it checks itself; nothing is connected to."""
+    if not isinstance(settings.BACKENDS, dict):
+        return [_cannot_be_made("RUN_CANCEL_BACKENDS is no dictionary.")]
+    messages: list[CheckMessage] = []
+    for alias in settings.BACKENDS:
+        try:
+            messages += get_backend(alias).check(**kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever importing it may raise
+            messages.append(_cannot_be_made(f"The backend {alias!r} cannot be made: {error!r}."))
+    return messages
+
+
+def _cannot_be_made(problem: str) -> Error:
+    return Error(
+        problem,
+        hint="RUN_CANCEL_BACKENDS = {'name': {'BACKEND': 'dotted.path', 'OPTIONS': {…}}}. Missing "
+        "packages come with: pip install 'django-run-cancel[celery]', or another extra.",
+        id="django_run_cancel.E008",
+    )
+
+
+@register(deploy=True)
+def check_deployed_backends(**kwargs: Any) -> list[CheckMessage]:
+    """Check that the executors answer."""
+    known = check_backends(**kwargs)
+    return [found for found in check_backends(**kwargs, deploy=True) if found not in known]
+
+
+@register(deploy=True)
+def check_failed_deliveries(
+    *, databases: Collection[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Check, if ``check --deploy`` may read the database, whether deliveries have failed."""
+    alias = router.db_for_write(CancellationItem)
+    if alias not in (databases or ()):
+        return []
+    failed = Q(delivery=Delivery.FAILED) | Q(handling=Delivery.FAILED)
+    count = CancellationItem.objects.using(alias).filter(failed).count()
+    if not count:
+        return []
+    return [
+        Warning(
+            f"{count} cancelled runs have not been delivered to their executor, or not handled.",
+            hint="See last_error and handling_error of these items, then: "
+            "python manage.py retry_deliveries",
+            id="django_run_cancel.W007",
+        )
     ]

@@ -279,6 +279,8 @@ def _after(
     return {
         **_settled(force=item.force),
         "delivery": Delivery.PENDING,
+        # Repetitions leave some attempts to failures.
+        "attempts": min(item.attempts, settings.MAX_ATTEMPTS // 2),
         "next_attempt_at": min(later, escalates_at or later),
     }
 
@@ -295,8 +297,14 @@ def _failure(queue: Queue, item: CancellationItem, error: Exception) -> dict[str
     return {
         queue.state: Delivery.FAILED if last else Delivery.PENDING,
         queue.due: None if last else timezone.now() + _backoff(attempts, LONGEST_BACKOFF),
-        queue.error: f"{type(error).__name__}: {error}"[:1000],
+        queue.error: _described(error),
     }
+
+
+def _described(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"[:1000]
+    # What databases cannot store: one such item would keep the others from being recorded.
+    return text.replace("\0", "").encode("utf-8", "backslashreplace").decode()
 
 
 def _backoff(attempts: int, longest: float) -> timedelta:

@@ -55,7 +55,7 @@ def presume(limit: int = 100) -> int:
     """
     long_ago = timezone.now() - timedelta(seconds=settings.PRESUME_SECONDS)
     runs = run_rows().filter(stop_state=StopState.STOPPING, finished_at__lte=long_ago)
-    run_ids = list(runs.order_by("pk").values_list("run_id", flat=True)[:limit])
+    run_ids = list(runs.order_by("created_at").values_list("run_id", flat=True)[:limit])
     return len(record_stopped(run_ids, StopState.PRESUMED)) if run_ids else 0
 
 
@@ -75,7 +75,7 @@ def mark_stalled(seconds: float, limit: int = 100) -> int:
     runs = run_rows().filter(silent, status=RunStatus.RUNNING)
     count = 0
     # One by one: rows that are locked together must be locked in the order of cancellations.
-    for pk, run_id in list(runs.order_by("pk").values_list("pk", "run_id")[:limit]):
+    for pk, run_id in list(runs.order_by("created_at").values_list("pk", "run_id")[:limit]):
         reason = f"No sign of life for {seconds:g} seconds."
         if runs.filter(pk=pk).update(
             status=RunStatus.TIMED_OUT, finished_at=now, failure_reason=reason

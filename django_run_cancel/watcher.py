@@ -143,7 +143,8 @@ class Watcher:
             selector.register(ear, selectors.EVENT_READ)
             if self._listening is not None and self._listening is connection.connection:
                 selector.register(self._listening.fileno(), selectors.EVENT_READ)
-            timeout, self._at_once = (0 if self._at_once else settings.POLL_SECONDS), False
+            pause = min(settings.POLL_SECONDS, settings.HEARTBEAT_SECONDS)
+            timeout, self._at_once = (0 if self._at_once else pause), False
             if any(key.fileobj is ear for key, _ in selector.select(timeout)):
                 ear.recv(1024)
 

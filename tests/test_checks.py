@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,15 +9,21 @@ from django.db import connection, models
 from django.test import override_settings
 from django.test.utils import isolate_apps
 
+from django_run_cancel.backends.base import BaseBackend
 from django_run_cancel.checks import (
+    check_backends,
     check_databases,
+    check_deployed_backends,
+    check_failed_deliveries,
     check_run_model,
     check_schema,
     check_settings,
 )
 from django_run_cancel.conf import RunCancelSettings, settings
-from django_run_cancel.models import AbstractRun
-from tests.helpers import IS_SQLITE
+from django_run_cancel.models import AbstractRun, CancellationItem
+from django_run_cancel.services import cancel_runs
+from django_run_cancel.states import RunStatus
+from tests.helpers import IS_SQLITE, make_run
 
 
 def found(check: Any) -> list[str]:
@@ -33,8 +40,11 @@ def test_checks__nothing_to_find_here() -> None:
 
 def test_checks__are_registered() -> None:
     registered = checks.registry.registry.get_checks()
-    for check in (check_run_model, check_settings, check_databases, check_schema):
+    for check in (check_run_model, check_settings, check_databases, check_schema, check_backends):
         assert check in registered
+    registered = checks.registry.registry.get_checks(include_deployment_checks=True)
+    assert check_deployed_backends in registered
+    assert check_failed_deliveries in registered
 
 
 @pytest.mark.parametrize(
@@ -109,13 +119,116 @@ def test_settings__read_late_with_defaults() -> None:
     assert settings.SCOPE is None
     with override_settings(RUN_CANCEL_SCOPE="a.b"):
         assert settings.SCOPE == "a.b"
-    assert set(RunCancelSettings.names()) == {
-        "RUN_CANCEL_RUN_MODEL",
-        "RUN_CANCEL_ID_PREFIXES",
-        "RUN_CANCEL_SCOPE",
-    }
+    assert RunCancelSettings.names()[0] == "RUN_CANCEL_RUN_MODEL"
+    assert settings.GRACE_SECONDS == 30
     with pytest.raises(AttributeError):
         settings.SCOOP  # noqa: B018
+
+
+@pytest.mark.parametrize("handlers", ["os.getpid", ["os.sep"], ["nowhere.handler"], [5], None])
+def test_settings__handlers(handlers: Any) -> None:
+    with override_settings(RUN_CANCEL_HANDLERS=handlers):
+        assert found(check_settings) == ["E009"]
+    with override_settings(RUN_CANCEL_HANDLERS=["os.getpid"]):
+        assert found(check_settings) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "POLL_SECONDS",
+        "HEARTBEAT_SECONDS",
+        "GRACE_SECONDS",
+        "PRESUME_SECONDS",
+        "STALLED_SECONDS",
+        "MAX_ATTEMPTS",
+    ],
+)
+def test_settings__numbers(name: str) -> None:
+    for value in (0, -1, "5", True, *([None] if name != "STALLED_SECONDS" else [])):
+        with override_settings(**{f"RUN_CANCEL_{name}": value}):
+            assert found(check_settings) == ["E012"], value
+    with override_settings(RUN_CANCEL_MAX_ATTEMPTS=1.5):
+        assert found(check_settings) == ["E012"]
+
+
+def test_settings__numbers_that_do_not_fit_together() -> None:
+    with override_settings(RUN_CANCEL_GRACE_SECONDS=300):
+        assert found(check_settings) == ["W008"]
+    with override_settings(RUN_CANCEL_STALLED_SECONDS=20):
+        assert found(check_settings) == ["W009"]
+    with override_settings(RUN_CANCEL_STALLED_SECONDS=60):
+        assert found(check_settings) == []
+
+
+class Picky(BaseBackend):
+    def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
+        own = checks.Warning("Picky", hint="Do not be", id="django_run_cancel.W099")
+        return [own, *super().check(**kwargs)]
+
+    def ping(self) -> None:
+        raise OSError("nobody is there")
+
+
+def a_backend(path: str, **options: Any) -> Any:
+    return override_settings(RUN_CANCEL_BACKENDS={"mine": {"BACKEND": path, "OPTIONS": options}})
+
+
+@pytest.mark.parametrize(
+    "configured",
+    [
+        [],
+        {"mine": None},
+        {"mine": {}},
+        {"mine": "django_run_cancel.backends.dummy.DummyBackend"},
+        {"mine": {"BACKEND": "nowhere.Backend"}},
+        {"mine": {"BACKEND": "django_run_cancel.models.Run"}},
+        {"mine": {"BACKEND": "django_run_cancel.states.ACTIVE"}},
+        {"mine": {"BACKEND": "django_run_cancel.backends.dummy.DummyBackend", "URL": 1}},
+    ],
+)
+def test_backends__cannot_be_made(configured: Any) -> None:
+    with override_settings(RUN_CANCEL_BACKENDS=configured):
+        assert found(check_backends) == ["E008"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"COMMAND": ["{run_id}"], "TIMOUT": 1}, "unknown OPTIONS: TIMOUT"),
+        ({}, "needs OPTIONS: COMMAND"),
+        ({"COMMAND": ["{run_id}"], "TIMEOUT": 0}, "must be seconds above 0"),
+        ({"COMMAND": ["{run_id}"], "TIMEOUT": "2"}, "must be seconds above 0"),
+    ],
+)
+def test_backends__options(options: Any, message: str) -> None:
+    with a_backend("django_run_cancel.backends.process.ProcessBackend", **options):
+        assert found(check_backends) == ["E008"]
+        assert message in check_backends()[0].msg
+
+
+def test_backends__check_themselves() -> None:
+    with a_backend(f"{__name__}.Picky"):
+        assert found(check_backends) == ["W099"]
+        assert found(check_deployed_backends) == ["W005"]
+    assert found(check_deployed_backends) == []
+
+
+@pytest.mark.django_db
+def test_failed_deliveries() -> None:
+    make_run(RunStatus.RUNNING)
+    run = make_run(RunStatus.RUNNING)
+    cancel_runs([run.run_id], requested_by="tests")
+
+    def check() -> list[str]:
+        return found(partial(check_failed_deliveries, databases=["default"]))
+
+    assert check() == []
+    CancellationItem.objects.update(delivery="failed")
+    assert check() == ["W007"]
+    assert found(check_failed_deliveries) == []  # not without leave to read the database
+    CancellationItem.objects.update(delivery="delivered", handling="failed")
+    assert check() == ["W007"]
 
 
 def test_settings__without_time_zones() -> None:

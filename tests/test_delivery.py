@@ -180,6 +180,19 @@ def test_told_once__repeated_until_it_has_stopped(dummy: DummyBackend) -> None:
     assert len(dummy.stopped) == 4  # no need to tell a run that has stopped
 
 
+def test_told_once__repetitions_are_no_failures(dummy: DummyBackend) -> None:
+    run = cancelled()
+    dummy.outcome = StopOutcome.TOLD_ONCE
+    for _ in range(12):
+        assert deliver_due().repeated == 1
+        CancellationItem.objects.update(next_attempt_at=timezone.now())
+    dummy.outcome = OSError("broker is away for a moment")
+    assert deliver_due().failed == 1
+    item = item_of(run)
+    assert item.delivery == "pending"
+    assert item.next_attempt_at - timezone.now() <= timedelta(seconds=64)  # type: ignore[operator]
+
+
 @pytest.mark.parametrize("status", [RunStatus.RUNNING, RunStatus.QUEUED])
 def test_told_once__not_for_ever(dummy: DummyBackend, status: str) -> None:
     run = cancelled(status)
@@ -223,6 +236,13 @@ def test_executor_away__told_when_it_is_back(dummy: DummyBackend) -> None:
     dummy.clear()
     assert deliver_due().delivered == 1
     assert (item_of(run).delivery, item_of(run).last_error) == ("delivered", "")
+
+
+def test_error_that_no_database_can_store(dummy: DummyBackend) -> None:
+    run = cancelled()
+    dummy.outcome = OSError("\0 \ud800 é")
+    assert deliver_due().failed == 1
+    assert item_of(run).last_error == "OSError:  \\ud800 é"
 
 
 def test_last_attempt__failed_and_loud_until_somebody_retries(

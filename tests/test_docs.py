@@ -11,14 +11,17 @@ import sys
 import tomllib
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import cache
 from importlib import import_module
+from itertools import repeat
 from pathlib import Path
+from threading import Timer
 from types import ModuleType
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group, Permission
@@ -34,10 +37,11 @@ from django_run_cancel.api import errors, parsing, schema, serializers, urls
 from django_run_cancel.conf import RunCancelSettings
 from django_run_cancel.conf import settings as run_cancel_settings
 from django_run_cancel.exceptions import RunCancelled
-from django_run_cancel.models import ApiKey, CancellationItem, get_run_model
+from django_run_cancel.models import ApiKey, get_run_model
 from django_run_cancel.models.runs import STATE_FIELDS
 from django_run_cancel.states import ACTIVE, SOURCES, RunStatus, StopState
 from tests.helpers import ApiClient, make_run
+from tests.test_worker import cancel, elsewhere
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -172,7 +176,7 @@ class TestSignals:
         (arguments,) = received
         assert first_column(section(self.page, f"`{name}`")) == [
             argument
-            for argument in ("sender", "run_id", "run_ids", "cancellation_id")
+            for argument in ("sender", "run_id", "run_ids", "cancellation_id", "stop_state")
             if argument in arguments
         ]
         assert set(arguments) - {"signal"} == set(first_column(section(self.page, f"`{name}`")))
@@ -456,6 +460,8 @@ def exists(dotted: str) -> bool:
         "howto/operators.md",
         "howto/transactions.md",
         "howto/access.md",
+        "howto/worker.md",
+        "howto/delivery-worker.md",
     ],
 )
 def test_page_does_what_it_says(page: str) -> None:
@@ -463,44 +469,38 @@ def test_page_does_what_it_says(page: str) -> None:
     assert printed == expected
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("watched")
+def test_the_examples_stop() -> None:
+    page, _, _ = run_page("howto/worker.md")
+    ends = {
+        "crawl": lambda run_id: page["crawl"](run_id, repeat("/")),
+        "acrawl": lambda run_id: async_to_sync(page["acrawl"])(run_id, repeat("/")),
+        "convert": lambda run_id: page["convert"](run_id, ["sleep", "60"]),
+    }
+    for name, work in ends.items():
+        run = make_run()
+        Timer(0.2, elsewhere, [cancel, run]).start()
+        with suppress(RunCancelled), redirect_stdout(io.StringIO()):
+            work(run.run_id)
+        run.refresh_from_db()
+        assert run.stop_state == StopState.ACKNOWLEDGED, name
+
+
 @pytest.mark.django_db
-def test_stopping_the_work(django_capture_on_commit_callbacks: Capture) -> None:
-    page, printed, expected = run_page("howto/stop-the-work.md")
-    assert printed == expected == ""
-    run, output = page["run"], io.StringIO()
-    finished = make_run()
-    try:
-        with redirect_stdout(output):
-            page["work"](finished, ["/"])
-            run.mark_running()
-            with django_capture_on_commit_callbacks(execute=True):
-                services.cancel_runs([run.run_id], requested_by="tests")
-    finally:
-        signals.run_cancelled.disconnect(page["tell"])
-    assert output.getvalue() == "fetched /\nstop celery Import\n"
-    with pytest.raises(RunCancelled):
-        page["checkpoint"](run)
+def test_the_example_is_tried_again() -> None:
+    page, _, _ = run_page("howto/worker.md")
+    run, downloads = make_run(), iter([ConnectionError])
 
-    def fail(backend: str, external_id: str) -> None:
-        raise OSError("broker is away")
+    def download() -> None:
+        for error in downloads:
+            raise error
 
-    told = []
-    page["deliver"](fail)
-    item = CancellationItem.objects.get(run_id=run.run_id)
-    assert (item.delivery, item.attempts, item.last_error) == ("pending", 1, "broker is away")
-    page["deliver"](fail)  # not yet due again
-    CancellationItem.objects.update(next_attempt_at=item.cancellation.requested_at)
-    page["deliver"](lambda *job: told.append(job))
-    page["deliver"](lambda *job: told.append(job))
-    item.refresh_from_db()
-    assert told == [("celery", run.external_id)]
-    assert (item.delivery, item.attempts) == ("delivered", 2)
-
-    page["stopped"](run, "acknowledged")
-    page["stopped"](run, "presumed")
+    with pytest.raises(ConnectionError):
+        page["fetch"](run.run_id, download)
+    page["fetch"](run.run_id, download)
     run.refresh_from_db()
-    assert run.stop_state == "acknowledged"
-    assert run.stopped_at is not None
+    assert run.status == RunStatus.COMPLETED
 
 
 @pytest.fixture
@@ -573,4 +573,6 @@ def test_changelog_is_included() -> None:
 
 def test_nothing_of_this_version_is_missing_from_the_promises() -> None:
     """The page that promises says plainly what this version does not do."""
-    assert "no executor is told" in " ".join(TEXT["explanation.md"].replace("*", "").split())
+    assert "does not stop code that never asks" in " ".join(
+        TEXT["explanation.md"].replace("*", "").split()
+    )

@@ -60,6 +60,23 @@ def test_record_stopped__only_what_stops(stopped: Any) -> None:
     assert (running.stop_state, running.stopped_at) == ("", None)
 
 
+@pytest.mark.django_db(transaction=True)
+def test_record_stopped__somebody_knows_better_meanwhile(stopped: Any) -> None:
+    runs = [make_run(RunStatus.RUNNING), make_run(RunStatus.RUNNING)]
+    cancel(*runs)
+
+    def acknowledge(**arguments: Any) -> None:
+        for run in runs:
+            record_stopped([run.run_id], "acknowledged")
+
+    run_stopped.connect(acknowledge)
+    try:
+        assert len(record_stopped(ids(runs), "presumed")) == 1
+    finally:
+        run_stopped.disconnect(acknowledge)
+    assert sorted(state for *_, state in stopped) == ["acknowledged", "presumed"]
+
+
 @pytest.mark.parametrize("state", ["stopping", "never_started", "", "dead"])
 def test_record_stopped__not_an_end(state: str) -> None:
     with pytest.raises(ValueError, match="acknowledged, killed, presumed"):

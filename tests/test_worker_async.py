@@ -412,11 +412,12 @@ class TestDatabase:
 
 
 class TestCallbacks:
-    def test_on_the_loop(self) -> None:
+    def test_on_the_loop(self, caplog: Any) -> None:
         run, where = make_run(), []
 
         async def callback() -> None:
             where.append(asyncio.get_running_loop())
+            await asyncio.sleep(0.2)  # leaving waits by now, and not in the thread of the ORM
             where.append(await sync_to_async(lambda: fresh(run).stop_state)())
 
         async def main() -> None:
@@ -430,6 +431,7 @@ class TestCallbacks:
             run_async(main)
         assert where[0] is where[1]
         assert where[2] == StopState.STOPPING
+        assert not caplog.records
         assert acknowledged(run)
 
     def test_functions_in_a_thread(self) -> None:

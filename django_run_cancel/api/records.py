@@ -9,12 +9,14 @@ from rest_framework.response import Response
 
 from django_run_cancel.api.base import RunCancelView, error_responses, id_parameter
 from django_run_cancel.api.pagination import InOrder, NewestRequestFirst
+from django_run_cancel.api.parsing import read_json, read_object
 from django_run_cancel.api.permissions import visible_cancellations
 from django_run_cancel.api.schema import RunAutoSchema, described_by
 from django_run_cancel.api.serializers import (
     RunCancellationItemSerializer,
     RunCancellationSerializer,
 )
+from django_run_cancel.delivery import retry_deliveries
 from django_run_cancel.evidence import with_evidence
 from django_run_cancel.ids import is_storable
 from django_run_cancel.models import Cancellation
@@ -88,6 +90,33 @@ class CancellationItemListView(RunCancelView):
         """Answer with a page of them."""
         items = get_cancellation(request, cancellation_id).items.all()
         return self.page(items, with_evidence)
+
+
+class RetryCancellationView(RunCancelView):
+    """Tries again what has failed of a cancellation."""
+
+    serializer_class = RunCancellationSerializer
+
+    @extend_schema(
+        operation_id="retry_cancellation",
+        tags=["Cancellations"],
+        summary="Retry failed deliveries",
+        description="Tell executors again, and call handlers again, where the last attempt has "
+        "failed. The body is empty.",
+        parameters=[CANCELLATION_ID],
+        request=None,
+        responses={
+            200: RunCancellationSerializer,
+            **error_responses(400, 403, 404, 413, 415, 422, 429, 503),
+        },
+    )
+    @described_by(RunAutoSchema)
+    def post(self, request: Request, cancellation_id: str) -> Response:
+        """Make its failed items due and answer with the cancellation."""
+        read_object(read_json(request._request), required=False)
+        record = get_cancellation(request, cancellation_id)
+        retry_deliveries(record.items.all())
+        return Response(self.get_serializer(record).data)
 
 
 def get_cancellation(request: Request, cancellation_id: str) -> Cancellation:

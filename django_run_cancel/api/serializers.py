@@ -144,5 +144,9 @@ class RunCancellationItemSerializer(serializers.Serializer[Any]):
         help_text="Whether its executor was told: not_needed, pending, delivered or failed."
     )
     attempts = serializers.IntegerField()
+    force = serializers.BooleanField(help_text="Asked for, or escalated to after the grace.")
+    handling = serializers.CharField(
+        help_text="Whether the handlers of the host were called, in the words of delivery."
+    )
     stop_state = serializers.CharField(help_text="As of the run now; blank when it is gone.")
     stopped_at = UtcField(allow_null=True)

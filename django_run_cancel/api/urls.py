@@ -11,6 +11,7 @@ from django_run_cancel.api.records import (
     CancellationItemListView,
     CancellationListView,
     CancellationView,
+    RetryCancellationView,
 )
 from django_run_cancel.api.views import BulkCancelRunsView, CancelRunView, RunListView, RunView
 
@@ -56,6 +57,11 @@ urlpatterns = [
         "cancellations/<run_cancel_id:cancellation_id>/items",
         CancellationItemListView,
         "cancellation-items",
+    ),
+    *both(
+        "cancellations/<run_cancel_id:cancellation_id>/retry",
+        RetryCancellationView,
+        "retry-cancellation",
     ),
     *both("cancellations/<run_cancel_id:cancellation_id>", CancellationView, "cancellation"),
 ]

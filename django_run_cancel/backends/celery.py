@@ -11,7 +11,8 @@ from celery.exceptions import Ignore, Retry
 from django.core.checks import CheckMessage, Warning
 from django.utils.functional import cached_property
 from django.utils.module_loading import import_string
-from kombu import Connection, Producer
+from kombu.connection import Connection
+from kombu.messaging import Producer
 
 from django_run_cancel.backends.base import BackendError, BaseBackend, StopOutcome, StopRequest
 from django_run_cancel.exceptions import RunCancelled, RunInProgress
@@ -46,7 +47,7 @@ class RunTask(Task):  # type: ignore[misc]
             raise Ignore(str(refused)) from refused
 
 
-class _ProducesOnce(Producer):  # type: ignore[misc]
+class _ProducesOnce(Producer):
     """Publishes or fails. The mailbox asks for retries, which would have no end."""
 
     def publish(self, *args: Any, **options: Any) -> Any:
@@ -69,8 +70,9 @@ class CeleryBackend(BaseBackend):
         TASK: Name of the task; its only argument is the run id.
         QUEUE: Where to send it; by default where the app routes it.
         POOL: The pool of the workers; by default ``worker_pool`` of the app, which is ``prefork``.
-        SIGNAL: What running tasks are sent at first: ``"SIGTERM"`` by default; None to leave them
-            to their checkpoints until the time of grace is over.
+        SIGNAL: What running tasks are sent at once, such as ``"SIGTERM"``. By default nothing:
+            they are left to their checkpoints, until they are killed. A worker signals a task once
+            and then forgets it, so that one which survives the signal cannot be killed any more.
     """
 
     can_drop_queued = True
@@ -91,18 +93,13 @@ class CeleryBackend(BaseBackend):
 
     @property
     def can_stop_running(self) -> bool:  # type: ignore[override]
-        """Whether the pool can interrupt a task, and may."""
-        return self.pool in SIGNALLED and self._signal is not None
+        """Whether tasks are signalled before they are killed, and the pool can do it."""
+        return self.pool in SIGNALLED and "SIGNAL" in self.options
 
     @property
     def can_force(self) -> bool:  # type: ignore[override]
-        """Whether the pool runs a task in a process that can be killed."""
+        """Whether the pool runs each task in a process that can be killed."""
         return self.pool in KILLABLE
-
-    @property
-    def _signal(self) -> str | None:
-        signal: str | None = self.options.get("SIGNAL", "SIGTERM")
-        return signal
 
     @contextmanager
     def _connect(self) -> Iterator[Connection]:
@@ -170,7 +167,7 @@ class CeleryBackend(BaseBackend):
         arguments = {"task_id": external_ids, "terminate": True}
         mailbox = self._mailbox(connection)
         if not force:
-            mailbox.abcast("revoke", {**arguments, "signal": self._signal})
+            mailbox.abcast("revoke", {**arguments, "signal": self.options["SIGNAL"]})
             return {}
         killed: set[str] = set()
 

@@ -78,12 +78,15 @@ class DramatiqBackend(BaseBackend):
     ) -> Mapping[str, StopOutcome | Exception]:
         """Leave a request for each message in the Redis of ``Abortable``, in one round trip."""
         after = 0 if force else self.options.get("ABORT_AFTER", 2)
-        modes = ((AbortMode.CANCEL, {}), (AbortMode.ABORT, {"abort_timeout": int(after * 1000)}))
-        ids = {request.external_id: None for request in requests}
+        modes: dict[AbortMode, dict[str, int]] = {
+            AbortMode.CANCEL: {},
+            AbortMode.ABORT: {"abort_timeout": int(after * 1000)},
+        }
+        ids = dict.fromkeys(request.external_id for request in requests)
         events = [
             Event(Abortable.id_to_key(external_id, mode), arguments)
             for external_id in ids
-            for mode, arguments in modes
+            for mode, arguments in modes.items()
         ]
         ttl = int(self.options.get("ABORT_TTL", 7 * 24 * 3600) * 1000)
         outcome: StopOutcome | Exception = StopOutcome.TOLD

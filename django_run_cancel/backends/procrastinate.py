@@ -71,7 +71,8 @@ class ProcrastinateBackend(BaseBackend):
 
     @property
     def _connector(self) -> Any:
-        return self.task.blueprint.connector.get_sync_connector()
+        app: Any = self.task.blueprint
+        return app.connector.get_sync_connector()
 
     def _call(self, function: Callable[[], Result]) -> Result:
         return call_database(function, getattr(self._connector, "alias", None), self.timeout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,29 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.mysql":
     import pymysql  # type: ignore[import-untyped]
 
     pymysql.install_as_MySQLdb()
+
+CRAWLER_HOSTS: list[str] = env.list("CRAWLER_HOSTS", default=["127.0.0.1"])
+
+# django-run-cancel: who works on crawls. A process for each by default; Celery if it has a broker.
+RUN_CANCEL_BACKENDS: dict[str, Any] = {
+    "process": {
+        "BACKEND": "django_run_cancel.backends.process.ProcessBackend",
+        "OPTIONS": {"COMMAND": [sys.executable, str(BASE_DIR / "manage.py"), "crawl", "{run_id}"]},
+    }
+}
+CRAWLER_BACKEND = "process"
+
+CELERY_BROKER_URL: str = env.str("CELERY_BROKER_URL", default="")
+CELERY_TASK_DEFAULT_QUEUE: str = env.str("CELERY_TASK_DEFAULT_QUEUE", default="crawler")
+if CELERY_BROKER_URL:
+    RUN_CANCEL_BACKENDS["celery"] = {
+        "BACKEND": "django_run_cancel.backends.celery.CeleryBackend",
+        "OPTIONS": {"APP": "config.celery.app", "TASK": "crawler.tasks.crawl"},
+    }
+    CRAWLER_BACKEND = "celery"
+
+# django-run-cancel: how long a cancelled crawl may take to stop before it is killed.
+RUN_CANCEL_GRACE_SECONDS: float = env.float("RUN_CANCEL_GRACE_SECONDS", default=30)
 
 SPECTACULAR_SETTINGS = {
     "TITLE": "Site crawler",

@@ -31,7 +31,7 @@ class SiteAdmin(_ModelAdmin):
 
     @admin.action(description="Crawl the selected sites", permissions=["change"])
     def crawl(self, request: HttpRequest, sites: QuerySet[Site]) -> None:
-        """Queue a crawl of the front page of each site."""
+        """Queue a crawl of each site."""
         for site in sites:
-            crawl = start_crawl(site, ["/"])
+            crawl = start_crawl(site)
             self.message_user(request, f"Queued {crawl}: {crawl.run_id}", messages.SUCCESS)

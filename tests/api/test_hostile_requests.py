@@ -24,10 +24,11 @@ from tests.helpers import ApiClient, make_run, make_runs, statuses
 
 pytestmark = pytest.mark.django_db
 
-# All of them take a GET, but for the first two.
+# All of them take a GET, but for the first three.
 ENDPOINTS = [
     BULK,
     f"/v1/runs/{UNKNOWN}/cancel",
+    "/v1/cancellations/can_1/retry",
     "/v1/runs",
     f"/v1/runs/{UNKNOWN}",
     "/v1/cancellations",
@@ -35,7 +36,7 @@ ENDPOINTS = [
     "/v1/cancellations/can_1/items",
     "/v1/openapi.json",
 ]
-POSTS, GETS = ENDPOINTS[:2], ENDPOINTS[2:]
+POSTS, GETS = ENDPOINTS[:3], ENDPOINTS[3:]
 
 
 @pytest.mark.parametrize(

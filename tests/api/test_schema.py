@@ -31,6 +31,7 @@ PATHS = {
     "/v1/cancellations",
     "/v1/cancellations/{cancellation_id}",
     "/v1/cancellations/{cancellation_id}/items",
+    "/v1/cancellations/{cancellation_id}/retry",
     "/v1/runs",
     "/v1/runs/cancel",
     "/v1/runs/{run_id}",

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 REQUESTS = [
     ("POST", BULK),
     ("POST", "/v1/runs/tsk_1/cancel"),
+    ("POST", "/v1/cancellations/can_1/retry"),
     ("GET", "/v1/runs"),
     ("GET", "/v1/runs/tsk_1"),
     ("GET", "/v1/cancellations"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.urls import reverse
 
-from django_run_cancel.models import Cancellation, get_run_model
+from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
 from tests.api.helpers import BULK, UNKNOWN, assert_sound, key_client, logged_in, make_user
 from tests.helpers import ApiClient, ids, make_run, make_runs, statuses
 
@@ -291,3 +291,35 @@ def test_items__run_created_after_it_was_not_found(api: ApiClient) -> None:
     make_run("cancelled", run_id="tsk_1", stop_state="killed")
     (row,) = api.get(f"/v1/cancellations/{record}/items").json()["results"]
     assert row["stop_state"] == ""
+
+
+def test_retry__failed_deliveries(api: ApiClient) -> None:
+    runs = [make_run("running") for _ in range(3)]
+    records = [api.cancel([run.run_id])["Cancellation-Id"] for run in runs]
+    CancellationItem.objects.update(delivery="failed", attempts=10, next_attempt_at=None)
+    CancellationItem.objects.filter(run_id=runs[1].run_id).update(delivery="delivered")
+    for record in records[:2]:
+        response = api.send(f"/v1/cancellations/{record}/retry", "")
+        assert response.status_code == 200
+        assert response.json()["cancellation_id"] == record
+    assert list(CancellationItem.objects.order_by("pk").values_list("delivery", "attempts")) == [
+        ("pending", 0),
+        ("delivered", 10),
+        ("failed", 10),
+    ]
+
+
+def test_retry__not_for_everybody() -> None:
+    run = make_run("running", tenant="acme")
+    acme = key_client("acme")
+    path = f"/v1/cancellations/{acme.cancel([run.run_id])['Cancellation-Id']}/retry"
+    CancellationItem.objects.update(delivery="failed")
+    for client, body, status in (
+        (key_client(), "", 404),
+        (key_client("acme", read_only=True), "", 403),
+        (acme, "[]", 422),
+    ):
+        assert_sound(client.send(path, body), status)
+    assert CancellationItem.objects.get().delivery == "failed"
+    assert_sound(acme.send(path, "{}"), 200)
+    assert CancellationItem.objects.get().delivery == "pending"

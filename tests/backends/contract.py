@@ -1,9 +1,12 @@
 """What every backend must do with its real executor, in a worker process that can be killed.
 
 A backend's test module gives a :class:`Harness` and subclasses :class:`BackendContract`, or
-:class:`BrokerContract` when its jobs wait in a broker that can be away. Its job calls ``jobs.body``
-inside an ``execution`` of the run. Its worker runs one job at a time, and tries one that raised
-``jobs.Oops`` again after a second or two, once the run is ``queued`` again.
+:class:`BrokerContract` when its jobs wait in a broker that can be away. :class:`PoolContract` is
+the part that another kind of worker of the same executor may answer differently.
+
+The job calls ``jobs.body`` inside an ``execution`` of the run. The worker runs one job at a time,
+and tries one that raised ``jobs.Oops`` again after a second or two; until then its run is
+``queued``.
 """
 
 from __future__ import annotations
@@ -20,15 +23,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from django.utils import timezone
+from redis import Redis
 
 from django_run_cancel import services
 from django_run_cancel.backends import get_backend
 from django_run_cancel.backends.base import BaseBackend, StopOutcome, StopRequest
+from django_run_cancel.delivery import deliver_due
 from django_run_cancel.exceptions import RunCancelError
-from django_run_cancel.states import RunStatus
+from django_run_cancel.models import CancellationItem
+from django_run_cancel.states import Delivery, RunStatus, StopState
 from tests.api.servers import database_url
 from tests.backends.jobs import FOLDER, traced
-from tests.backends.services import Proxy, proxy, require_service
+from tests.backends.services import URLS, Proxy, proxy, require_service
 from tests.helpers import make_run, statuses
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -49,6 +56,7 @@ class Harness:
     Attributes:
         backend: Dotted path of the backend.
         service: The broker, a key of ``services.URLS``; None when it is the database itself.
+        checks: Ids of the system checks that always speak up.
         ready: What the worker logs when it takes jobs; the whole log is in ``log``.
         proxy: What our side reaches the broker through; the worker does not.
         name: Unique, for queues.
@@ -56,6 +64,7 @@ class Harness:
 
     backend: ClassVar[str]
     service: ClassVar[str | None] = None
+    checks: ClassVar[list[str]] = []
     ready: ClassVar[str]
 
     def __init__(self, folder: Path, through: Proxy | None) -> None:
@@ -116,6 +125,8 @@ class Harness:
             pytest.fail(f"The worker did not come up:\n{self.log.read_text()}")
 
     def _is_ready(self) -> bool:
+        assert self._worker is not None
+        assert self._worker.poll() is None, "The worker has ended."
         return self.ready in self.log.read_text(errors="replace")
 
     def kill(self) -> None:
@@ -142,30 +153,43 @@ def session_of(leader: int) -> list[int]:
     return found
 
 
+def remove_keys(name: str) -> None:
+    """Remove what is named after a harness from Redis."""
+    with Redis.from_url(URLS["Redis"]) as connection:
+        if keys := list(connection.scan_iter(match=f"*{name}*", count=1000)):
+            connection.delete(*keys)
+
+
 @pytest.mark.django_db(transaction=True)
-class BackendContract:
-    """The suite. ``harness`` is online or offline at the start of a test: each says which."""
+class PoolContract:
+    """What depends on how a worker runs jobs.
+
+    ``harness`` is online or offline at the start of a test: each says which it needs.
+    """
 
     harness_class: ClassVar[type[Harness]]
 
     @pytest.fixture(scope="class")
+    @classmethod
     def shared(
-        self, django_db_setup: None, tmp_path_factory: pytest.TempPathFactory
+        cls, django_db_setup: None, tmp_path_factory: pytest.TempPathFactory
     ) -> Iterator[Harness]:
         folder = tmp_path_factory.mktemp("traces")
-        service = self.harness_class.service
+        service = cls.harness_class.service
         if service is None:
-            harness = self.harness_class(folder, None)
+            harness = cls.harness_class(folder, None)
             yield harness
             harness.kill()
             return
         with proxy(require_service(service)) as through:
-            harness = self.harness_class(folder, through)
+            harness = cls.harness_class(folder, through)
             harness.set_up()
             yield harness
             harness.kill()
             through.up()
             harness.tear_down()
+            if service == "Redis":
+                remove_keys(harness.name)
 
     @pytest.fixture(autouse=True)
     def harness(self, shared: Harness, settings: Any, transactional_db: None) -> Iterator[Harness]:
@@ -236,7 +260,7 @@ class BackendContract:
         run.refresh_from_db()
         return str(run.stop_state)
 
-    # The suite.
+    # What is asked.
 
     def test_runs_what_is_dispatched_once(self, harness: Harness) -> None:
         harness.online()
@@ -245,24 +269,6 @@ class BackendContract:
         self.backend.dispatch(run)
         self.drain()
         assert self.trace(run) == ["started", "left"]
-
-    def test_dispatched_twice_runs_once(self, harness: Harness) -> None:
-        harness.kill()
-        (run,) = self.send("short")
-        self.backend.dispatch(run)
-        self.drain()
-        self.wait_for(RunStatus.COMPLETED, run)
-        assert self.trace(run) == ["started", "left"]
-
-    def test_cancelled_while_the_worker_is_offline(self, harness: Harness) -> None:
-        harness.kill()
-        told, untold, other = self.send("short", 3)
-        self.cancel(told, untold)
-        self.told(told)
-        self.drain()
-        self.wait_for(RunStatus.COMPLETED, other)
-        assert self.trace(told) == self.trace(untold) == []
-        assert statuses(told, untold) == ["cancelled", "cancelled"]
 
     def test_cancelled_in_the_queue_of_a_busy_worker(self, harness: Harness) -> None:
         harness.online()
@@ -312,10 +318,79 @@ class BackendContract:
         assert self.trace(run) == ended
         assert "left" not in ended
 
+    def test_running__delivery_escalates(self, harness: Harness, settings: Any) -> None:
+        """The delivery worker asks, then kills, and the record says how the run ended."""
+        settings.RUN_CANCEL_GRACE_SECONDS = 0.5
+        harness.online()
+        run = self.started("stubborn")
+        self.cancel(run)
+        self.deliver()
+        assert self.stop_state(run) == StopState.STOPPING
+        if not self.backend.can_force:
+            self.goes_on(run)
+            settings.RUN_CANCEL_PRESUME_SECONDS = 0.5
+        wait_until(lambda: self.deliver() or self.stop_state(run) != "stopping", "the evidence")
+        assert run.stop_state == (
+            StopState.KILLED if self.backend.can_force else StopState.PRESUMED
+        )
+
+    def deliver(self) -> None:
+        """Do what the delivery worker does, without waiting between attempts."""
+        CancellationItem.objects.filter(delivery=Delivery.PENDING).update(
+            next_attempt_at=timezone.now()
+        )
+        deliver_due()
+
     def goes_on(self, run: Any) -> None:
         seen = len(self.trace(run))
         wait_until(lambda: len(self.trace(run)) > seen + 3, "what nobody can stop")
         assert "left" not in self.trace(run)
+
+    def test_retry_never_resurrects(self, harness: Harness) -> None:
+        """The executor's own retry, after a cancellation during the try and between two tries."""
+        harness.online()
+        during = self.started("fails_when_told")
+        self.cancel(during)
+        (harness.folder / f"{during.run_id}.go").touch()
+        wait_until(lambda: "left" in self.trace(during), "the failure")
+        (between,) = self.send("fails_first")
+        wait_until(lambda: "left" in self.trace(between), "the failure")
+        self.wait_for(RunStatus.QUEUED, between)
+        self.cancel(between)
+        # Sent last, it is tried again last.
+        (control,) = self.send("fails_first")
+        self.wait_for(RunStatus.COMPLETED, control)
+        assert self.trace(control).count("started") == 2
+        assert self.trace(during).count("started") == 1
+        assert self.trace(between).count("started") == 1
+        assert statuses(during, between) == ["cancelled", "cancelled"]
+
+    def test_abilities_are_declared(self) -> None:
+        for name in ("can_drop_queued", "can_stop_running", "can_force", "stops_many"):
+            assert isinstance(getattr(self.backend, name), bool)
+        assert [message.id for message in self.backend.check()] == self.shared.checks
+
+
+class BackendContract(PoolContract):
+    """The whole of what is asked of every backend."""
+
+    def test_dispatched_twice_runs_once(self, harness: Harness) -> None:
+        harness.kill()
+        (run,) = self.send("short")
+        self.backend.dispatch(run)
+        self.drain()
+        self.wait_for(RunStatus.COMPLETED, run)
+        assert self.trace(run) == ["started", "left"]
+
+    def test_cancelled_while_the_worker_is_offline(self, harness: Harness) -> None:
+        harness.kill()
+        told, untold, other = self.send("short", 3)
+        self.cancel(told, untold)
+        self.told(told)
+        self.drain()
+        self.wait_for(RunStatus.COMPLETED, other)
+        assert self.trace(told) == self.trace(untold) == []
+        assert statuses(told, untold) == ["cancelled", "cancelled"]
 
     def test_unknown_finished_and_repeated(self, harness: Harness) -> None:
         harness.online()
@@ -394,30 +469,6 @@ class BackendContract:
         assert self.trace(run).count("started") == 1
         assert statuses(run) == ["cancelled"]
 
-    def test_retry_never_resurrects(self, harness: Harness) -> None:
-        """The executor's own retry, after a cancellation during the try and between two tries."""
-        harness.online()
-        during = self.started("fails_when_told")
-        self.cancel(during)
-        (harness.folder / f"{during.run_id}.go").touch()
-        wait_until(lambda: "left" in self.trace(during), "the failure")
-        (between,) = self.send("fails_first")
-        wait_until(lambda: "left" in self.trace(between), "the failure")
-        self.wait_for(RunStatus.QUEUED, between)
-        self.cancel(between)
-        # Sent last, it is tried again last.
-        (control,) = self.send("fails_first")
-        self.wait_for(RunStatus.COMPLETED, control)
-        assert self.trace(control).count("started") == 2
-        assert self.trace(during).count("started") == 1
-        assert self.trace(between).count("started") == 1
-        assert statuses(during, between) == ["cancelled", "cancelled"]
-
-    def test_abilities_are_declared(self) -> None:
-        for name in ("can_drop_queued", "can_stop_running", "can_force", "stops_many"):
-            assert isinstance(getattr(self.backend, name), bool)
-        assert self.backend.check() == []
-
 
 class BrokerContract(BackendContract):
     """For executors whose jobs wait in a broker of their own, which can be away."""
@@ -439,9 +490,28 @@ class BrokerContract(BackendContract):
         with pytest.raises(RunCancelError):
             self.send("short")
         assert time.monotonic() - began < 2 * TIMEOUT + 1
-        assert len(self.backend.check(deploy=True)) == 1
+        (message, *_) = self.backend.check(deploy=True)
+        assert message.id == "django_run_cancel.W005"
         harness.proxy.up()
-        assert self.backend.check(deploy=True) == []
+        messages = self.backend.check(deploy=True)
+        assert [message.id for message in messages] == harness.checks
         self.told(*runs)
+        self.drain()
+        assert [self.trace(run) for run in runs] == [[], []]
+
+    def test_broker_is_down__then_delivered(self, harness: Harness) -> None:
+        """What was cancelled meanwhile is delivered when the broker is back."""
+        harness.kill()
+        runs = self.send("short", 2)
+        harness.proxy.down("refused")
+        self.cancel(*runs)
+        self.deliver()
+        items = CancellationItem.objects.filter(run_id__in=[run.run_id for run in runs])
+        assert {(item.delivery, bool(item.last_error)) for item in items} == {("pending", True)}
+        harness.proxy.up()
+        self.deliver()
+        assert not [item.last_error for item in items.all() if item.last_error]
+        if self.backend.keeps_requests:
+            assert {item.delivery for item in items.all()} == {Delivery.DELIVERED}
         self.drain()
         assert [self.trace(run) for run in runs] == [[], []]

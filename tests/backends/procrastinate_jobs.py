@@ -11,16 +11,14 @@ from django_run_cancel.backends.procrastinate import abort_refused
 from django_run_cancel.worker import execution
 from tests.backends import jobs
 
-AGAIN = RetryStrategy(max_attempts=5, wait=1)
 
-
-@app.task(name="crawl", retry=AGAIN)
+@app.task(name="crawl", retry=RetryStrategy(max_attempts=5, wait=1))
 def crawl(run_id: str) -> None:
     with abort_refused(), execution(run_id, requeue_on=(jobs.Oops,)) as current:
         jobs.body(current)
 
 
-@app.task(name="crawl_async", retry=AGAIN)
+@app.task(name="crawl_async")
 async def crawl_async(run_id: str) -> None:
     """Never ask."""
     with abort_refused():

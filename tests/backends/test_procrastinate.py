@@ -1,17 +1,28 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
-from tests.backends.contract import BackendContract, Harness
-from tests.backends.services import require_package
-from tests.helpers import IS_POSTGRESQL
+from django_run_cancel.backends.base import BackendError, StopOutcome
+from tests.backends.contract import TIMEOUT, BackendContract, Harness, wait_until
+from tests.backends.services import address, proxy, require_package
+from tests.helpers import IS_POSTGRESQL, make_run
 
 require_package("procrastinate")
 if not IS_POSTGRESQL:
     pytest.skip("Procrastinate needs PostgreSQL", allow_module_level=True)
+
+from procrastinate import App, SyncPsycopgConnector
+from procrastinate.exceptions import JobAborted
+
+from django_run_cancel.backends.procrastinate import ProcrastinateBackend, abort_refused
+from django_run_cancel.exceptions import RunCancelled
+from tests.backends import procrastinate_jobs
+
+JOBS = procrastinate_jobs.__name__
 
 
 class Procrastinate(Harness):
@@ -19,21 +30,106 @@ class Procrastinate(Harness):
     ready = "Launching a worker"
 
     def options(self) -> dict[str, Any]:
-        return {"TASK": "tests.backends.procrastinate_jobs.crawl"}
+        return {"TASK": f"{JOBS}.crawl"}
 
     def command(self) -> list[str]:
         intervals = ["--fetch-job-polling-interval=0.2", "--abort-job-polling-interval=0.2"]
         return ["-m", "django", "procrastinate", "worker", "--concurrency=1", *intervals]
 
 
-def job_status(run: Any) -> list[tuple[str, bool]]:
+def jobs_of(run: Any) -> list[tuple[str, int]]:
+    """Return status and finished attempts of each of the jobs of a run."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT status::text, abort_requested FROM procrastinate_jobs WHERE queueing_lock = %s",
+            "SELECT status::text, attempts FROM procrastinate_jobs WHERE queueing_lock = %s",
             [run.external_id],
         )
         return list(cursor.fetchall())
 
 
+def test_abort_refused() -> None:
+    with pytest.raises(JobAborted, match="has been cancelled"), abort_refused():
+        raise RunCancelled("tsk_1")
+    with pytest.raises(ZeroDivisionError), abort_refused():
+        _ = 1 // 0
+
+
 class TestProcrastinate(BackendContract):
     harness_class = Procrastinate
+
+    def job_ends(self, run: Any, status: str) -> None:
+        wait_until(lambda: jobs_of(run) == [(status, 1)], f"the job to be {status}", 5)
+
+    def test_queued__cancelled(self, harness: Harness) -> None:
+        harness.kill()
+        (run,) = self.send("short")
+        self.cancel(run)
+        assert self.told(run) == [StopOutcome.STOPPED]
+        assert self.told(run) == [StopOutcome.TOLD]
+        assert jobs_of(run) == [("cancelled", 0)]
+
+    def test_refused__aborted_and_not_tried_again(self, harness: Harness) -> None:
+        harness.kill()
+        (run,) = self.send("short")
+        self.cancel(run)
+        harness.online()
+        self.job_ends(run, "aborted")
+
+    def test_function__told_and_asking(self, harness: Harness) -> None:
+        harness.online()
+        run = self.started("asks")
+        self.cancel(run)
+        assert self.told(run, running=True) == [StopOutcome.UNSUPPORTED]
+        self.job_ends(run, "aborted")
+
+    def test_coroutine__interrupted(self, harness: Harness) -> None:
+        harness.online()
+        self.backend = ProcrastinateBackend("coroutines", {"TASK": f"{JOBS}.crawl_async"})
+        assert self.backend.can_stop_running
+        run = self.started("")
+        self.cancel(run)
+        assert self.told(run, running=True) == [StopOutcome.TOLD]
+        self.job_ends(run, "aborted")
+        assert self.stop_state(run) == "acknowledged"
+        assert self.trace(run) == ["started", "left"]
+
+    def test_belongs_to_the_transaction(self, harness: Harness) -> None:
+        harness.kill()
+        with transaction.atomic():
+            (undone,) = self.send("short")
+            self.backend.dispatch(undone)
+            assert jobs_of(undone) == [("todo", 0)]
+            transaction.set_rollback(True)
+        assert jobs_of(undone) == []
+
+    @pytest.mark.parametrize("how", ["refused", "silent"])
+    def test_a_database_of_its_own_that_is_down(
+        self, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, how: str
+    ) -> None:
+        ours = connection.settings_dict
+        with proxy(f"tcp://{ours['HOST']}:{ours['PORT']}") as through:
+            host, port = address(through.url)
+            where = {"host": host, "port": port, "user": ours["USER"], "dbname": ours["NAME"]}
+            connector = SyncPsycopgConnector(kwargs=where)
+            task = App(connector=connector).task(name="theirs")(len)
+            monkeypatch.setattr(procrastinate_jobs, "theirs", task, raising=False)
+            connector.open()
+            request.addfinalizer(connector.close)
+            backend = self.backend = ProcrastinateBackend(
+                "theirs", {"TASK": f"{JOBS}.theirs", "TIMEOUT": TIMEOUT}
+            )
+            (run,) = self.send("short")
+            assert jobs_of(run) == [("todo", 0)]
+            through.down(how)
+            began = time.monotonic()
+            assert all(isinstance(outcome, Exception) for outcome in self.stop(run, make_run()))
+            with pytest.raises(BackendError):
+                backend.dispatch(run)
+            (message,) = backend.check(deploy=True)
+            assert message.id == "django_run_cancel.W005"
+            assert time.monotonic() - began < 3 * TIMEOUT + 1
+            through.up()
+            assert backend.check(deploy=True) == []
+            # Or what nobody waited for any more has done it by now.
+            self.told(run)
+            assert ("cancelled", 0) in jobs_of(run)

@@ -6,45 +6,47 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import Permission, User
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 
-from crawler.crawls import start_crawl
+from crawler.crawls import add_page, create_crawl
 from crawler.models import Site
-from django_run_cancel.models import AbstractRun, Run
+from django_run_cancel.models import Run
 from django_run_cancel.services import cancel_runs
-from django_run_cancel.states import RunStatus
 
 ADMIN = "admin"
 OPERATOR = "operator"
 
 SITES = {
-    "City museum": ("https://museum.example/", "acme"),
-    "Harbour library": ("https://library.example/", "acme"),
-    "Corner shop": ("https://shop.example/", "globex"),
+    "City museum": ("museum/", "acme"),
+    "Harbour library": ("library/", "acme"),
+    "Corner shop": ("shop/", "globex"),
 }
+"""Below which path they are, and whose customers."""
 
-PAGES: dict[str, tuple[RunStatus, ...]] = {
-    "/": (RunStatus.RUNNING, RunStatus.COMPLETED),
-    "/opening-hours": (RunStatus.RUNNING, RunStatus.COMPLETED),
-    "/news": (RunStatus.RUNNING, RunStatus.FAILED),
-    "/catalogue?page=1": (RunStatus.RUNNING, RunStatus.PAUSED),
-    "/catalogue?page=2": (RunStatus.RUNNING,),
-    "/catalogue?page=3": (RunStatus.RUNNING,),
-    "/catalogue?page=4": (),
-    "/contact": (),
-}
-"""The pages of a crawl that is half done, and what has become of each since it was queued."""
+SITE_URL = "http://127.0.0.1:8001/"
+
+PAGES = ("news", "contact", "opening-hours", "catalogue?page=1", "catalogue?page=2")
 
 
 class Command(BaseCommand):
-    """Create what there is to look at: users, sites and crawls."""
+    """Create what there is to look at: users, sites and crawls of yesterday, so to speak."""
 
     help = (
-        "Create users, sites and crawls to look at. What exists already is left as it is. "
+        "Create users, sites and crawls that have ended. What exists already is left as it is, "
+        "but for where the sites are. "
         f"Logins: {ADMIN}/{ADMIN}, who may do everything, and {OPERATOR}/{OPERATOR}, who may "
         "look at runs and cancel them."
     )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument(
+            "--site-url",
+            default=SITE_URL,
+            metavar="URL",
+            help="Where the local site is, of which the sites are parts; %(default)s by default.",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Create what is missing."""
@@ -54,10 +56,16 @@ class Command(BaseCommand):
             if not User.objects.filter(username=ADMIN).exists():
                 User.objects.create_superuser(ADMIN, password=ADMIN)
             operator = self.get_operator()
-            for name, (base_url, customer) in SITES.items():
-                site, is_new = Site.objects.get_or_create(
+            for name, (path, customer) in SITES.items():
+                base_url = options["site_url"] + path
+                site, is_new = Site.objects.update_or_create(
                     name=name,
-                    defaults={"base_url": base_url, "customer": customer, "owner": operator},
+                    defaults={"base_url": base_url},
+                    create_defaults={
+                        "base_url": base_url,
+                        "customer": customer,
+                        "owner": operator,
+                    },
                 )
                 if is_new:
                     self.create_crawls(site)
@@ -86,22 +94,14 @@ class Command(BaseCommand):
         return operator
 
     def create_crawls(self, site: Site) -> None:
-        """Crawl a site three times: once to the end, once in part, once in vain."""
-        done = start_crawl(site, PAGES)
-        for run in (done, *self.pages_of(done)):
+        """Make up two crawls: one that has ended well, and one that was never begun."""
+        done = create_crawl(site)
+        for page in PAGES:
+            add_page(done, site.base_url + page)
+        for run in (done, *Run.objects.filter(parent_id=done.pk).order_by("pk")):
             run.mark_running()
             run.mark_completed()
 
-        half_done = start_crawl(site, PAGES)
-        half_done.mark_running()
-        for page, statuses in zip(self.pages_of(half_done), PAGES.values(), strict=True):
-            for status in statuses:
-                page.transition_to(status)
-
-        unwanted = start_crawl(site, PAGES)
-        unwanted.mark_running()
+        unwanted = create_crawl(site)
+        unwanted.mark_queued()
         cancel_runs([unwanted.run_id], requested_by=site.owner, reason="The site is being moved.")
-
-    def pages_of(self, crawl: Run) -> list[AbstractRun]:
-        """Return the page runs of a crawl, in the order in which they were queued."""
-        return list(Run.objects.filter(parent=crawl).order_by("pk"))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 import socket
 import sys
+from contextlib import ExitStack
 from io import StringIO
 from typing import Any
 
@@ -14,10 +16,15 @@ from django.core.management import call_command
 from django.core.management.base import CommandError, CommandParser
 
 from crawler.crawls import start_crawl
-from crawler.management.commands.seed_demo import ADMIN, OPERATOR, PAGES, SITES
+from crawler.interrupts import handle_ends, interrupt
+from crawler.local_site import local_site
+from crawler.management.commands.seed_demo import ADMIN, OPERATOR, SITES
 from crawler.models import Site
-from django_run_cancel.models import AbstractRun, Run
-from django_run_cancel.states import RunType
+from crawler.processes import stop_jobs, workers
+from django_run_cancel.models import Run
+
+SLOW_PAGES = 8
+SLOW_SECONDS = 1_800
 
 BANNER = """\
 Site   {url}/
@@ -27,7 +34,8 @@ Login  {admin} / {admin}, or {operator} / {operator}, who may only look and canc
 Key    {key}
        for the runs of {tenant}; it works for a day
 
-To cancel the run "{crawl}" and all its pages, paste this:
+Site crawls are going on, and their slow pages take half an hour. To cancel the run
+"{crawl}" and all its pages, paste this:
 
 curl -i {url}/v1/runs/cancel \\
   -H 'Content-Type: application/json' \\
@@ -55,13 +63,16 @@ class Command(runserver.Command):
 
     def run(self, **options: Any) -> None:
         """Prepare, and run the server."""
+        handle_ends(interrupt)
         try:
             self.check_port()
             call_command("migrate", verbosity=0)
-            call_command("seed_demo", verbosity=0)
-            self.crawl = get_crawl()
-            self.key = create_key(self.crawl.tenant)
-            super().run(**options)
+            with ExitStack() as self.stack:
+                try:
+                    super().run(**options)
+                finally:
+                    # Nothing is to interrupt the cleaning up, which takes a few seconds.
+                    handle_ends(signal.SIG_IGN)
         except KeyboardInterrupt:
             sys.exit(130)
 
@@ -82,27 +93,28 @@ class Command(runserver.Command):
             ) from None
 
     def on_bind(self, server_port: int) -> None:
-        """Tell what there is to try, now that the server listens."""
+        """Start what does the work, now that the port is ours, and tell what there is to try."""
+        site = self.stack.enter_context(local_site(SLOW_PAGES, SLOW_SECONDS))
+        call_command("seed_demo", site_url=site.url, verbosity=0)
+        self.stack.callback(stop_jobs, Run.objects.all(), force=True)
+        self.stack.enter_context(workers())
+        # At first they are asked, so that the runs can say that they have ended.
+        self.stack.callback(stop_jobs, Run.objects.all(), force=False)
+        crawl, *_ = [start_crawl(Site.objects.get(name=name)) for name in SITES]
+        key = create_key(crawl.tenant)
         host = f"[{self.addr}]" if self.use_ipv6 else self.addr
         self.stdout.write(
             BANNER.format(
                 url=f"http://{host}:{server_port}",
                 admin=ADMIN,
                 operator=OPERATOR,
-                key=self.key,
-                tenant=self.crawl.tenant,
-                crawl=self.crawl,
-                body=json.dumps({"run_ids": [self.crawl.run_id]}),
+                key=key,
+                tenant=crawl.tenant,
+                crawl=crawl,
+                body=json.dumps({"run_ids": [crawl.run_id]}),
             )
         )
         self.stdout.flush()
-
-
-def get_crawl() -> AbstractRun:
-    """Return a crawl that can still be cancelled, queueing one when there is none left."""
-    site = Site.objects.get(name=next(iter(SITES)))
-    crawls = Run.objects.filter(tenant=site.customer, run_type=RunType.WORKFLOW)
-    return crawls.active().order_by("-pk").first() or start_crawl(site, PAGES)
 
 
 def create_key(tenant: str) -> str:

@@ -1,0 +1,217 @@
+"""Runs as processes on this host: each its own session, stopped by SIGTERM, and then by SIGKILL.
+
+The external id is in the environment of the process and of all that it starts. That is how they are
+found, whoever started them and whoever has died since; a pid that is used again does not have it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+from django.core.checks import CheckMessage, Error
+from django.core.exceptions import ImproperlyConfigured
+
+from django_run_cancel.backends.base import BackendError, BaseBackend, StopOutcome, StopRequest
+
+if TYPE_CHECKING:
+    from django_run_cancel.models import AbstractRun
+
+MARKER = "RUN_CANCEL_PROCESS"
+"""The environment variable with the external id."""
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM raise ``SystemExit`` in the main thread, as ``sys.exit()`` does there.
+
+    Python ends at once by default: ``finally`` is not run, and nobody acknowledges the stop. Call
+    this at the start of a command that is run by this backend. Further SIGTERMs are ignored, so
+    that cleaning up is not interrupted; SIGKILL ends what takes longer than the grace.
+    """
+
+    def end(signum: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(128 + signum)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+class ProcessBackend(BaseBackend):
+    """Child processes on this host. Dispatching starts one at once; there is no queue."""
+
+    can_drop_queued = True
+    can_stop_running = True
+    can_force = True
+    stops_many = True
+    required_options = frozenset({"COMMAND"})
+    optional_options = frozenset({"CWD", "ENV"})
+
+    def __init__(self, alias: str, options: Mapping[str, Any]) -> None:
+        super().__init__(alias, options)
+        command = self.options["COMMAND"]
+        if (
+            not isinstance(command, list | tuple)
+            or not all(isinstance(part, str) for part in command)
+            or not any("{run_id}" in part for part in command)
+        ):
+            raise ImproperlyConfigured(
+                f"COMMAND of the backend {alias!r} must be a list of strings with {{run_id}} in it."
+            )
+
+    def new_external_id(self, run: AbstractRun) -> str:
+        """Return an id that also says on which host, and as which user, the process runs."""
+        return f"{uuid.uuid4()}@{_here()}/{os.getuid()}"
+
+    def dispatch(self, run: AbstractRun) -> None:
+        """Start the process, unless it has been started before."""
+        if error := self._out_of_reach(run.external_id):
+            raise error
+        with _Processes([run.external_id]) as started:
+            if started.found:
+                return
+        # SPT_NOENV: setproctitle would write over the environment that others see.
+        marks = {MARKER: run.external_id, "SPT_NOENV": "1"}
+        try:
+            child = subprocess.Popen(  # noqa: S603 - the command is a setting
+                [part.replace("{run_id}", run.run_id) for part in self.options["COMMAND"]],
+                cwd=self.options.get("CWD"),
+                env={**os.environ, **self.options.get("ENV", {}), **marks},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise BackendError(f"The process could not be started: {error}") from error
+        # Somebody must wait for it, or it would stay as a zombie.
+        threading.Thread(target=child.wait, name=f"wait for {child.pid}", daemon=True).start()
+
+    def stop(
+        self, requests: Sequence[StopRequest], *, force: bool
+    ) -> Mapping[str, StopOutcome | Exception]:
+        """Signal all processes of these runs, and wait for them as long as the timeout."""
+        results: dict[str, StopOutcome | Exception] = {}
+        for external_id in {request.external_id for request in requests}:
+            error = self._out_of_reach(external_id)
+            results[external_id] = error or StopOutcome.STOPPED
+        ours = [key for key, result in results.items() if result is StopOutcome.STOPPED]
+        deadline = time.monotonic() + self.timeout
+        sent = signal.SIGKILL if force else signal.SIGTERM
+        with _Processes(ours) as processes:
+            processes.send(sent)
+            processes.wait(deadline)
+        # What was started meanwhile is killed as well. SIGTERM is for each to be had once.
+        while remaining := _ids_of_processes(ours):
+            if not force or time.monotonic() > deadline:
+                return results | dict.fromkeys(remaining, StopOutcome.TOLD)
+            with _Processes(remaining) as processes:
+                processes.send(sent)
+                processes.wait(deadline)
+        return results
+
+    def _out_of_reach(self, external_id: str) -> BackendError | None:
+        place, _, user = external_id.partition("@")[2].rpartition("/")
+        if place != _here():
+            return BackendError(f"{external_id} is a process of another host or container.")
+        if user != str(os.getuid()) and os.geteuid() != 0:
+            return BackendError(f"{external_id} is a process of another user.")
+        return None
+
+    def check(self, **kwargs: Any) -> list[CheckMessage]:
+        """Check that this system has what it takes, and the command."""
+        if not hasattr(os, "pidfd_open") or not os.path.exists("/proc/self/environ"):
+            return [
+                Error(
+                    f"The backend {self.alias!r} needs Linux 5.3 or newer, with /proc.",
+                    hint="Use another backend on this system.",
+                    id="django_run_cancel.E013",
+                )
+            ]
+        program = self.options["COMMAND"][0]
+        if shutil.which(program, path=self.options.get("ENV", {}).get("PATH")) is None:
+            return [
+                Error(
+                    f"The backend {self.alias!r} cannot find the program {program!r}.",
+                    hint="Write its whole path in COMMAND; for Python, sys.executable.",
+                    id="django_run_cancel.E014",
+                )
+            ]
+        return []
+
+
+class _Processes:
+    """Living processes with these ids, held so that their pids cannot be used again."""
+
+    def __init__(self, external_ids: Iterable[str]) -> None:
+        self.found: dict[str, list[int]] = defaultdict(list)
+        wanted = frozenset(external_ids)
+        self._stack = ExitStack()
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc") if wanted else ())):
+            if _external_id(pid) not in wanted:
+                continue
+            with suppress(ProcessLookupError):
+                descriptor = os.pidfd_open(pid)
+                self._stack.callback(os.close, descriptor)
+                # Asked again: it may have been another process before it was held.
+                external_id = _external_id(pid)
+                if external_id in wanted:
+                    self.found[external_id].append(descriptor)
+
+    def __enter__(self) -> _Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def send(self, signum: int) -> None:
+        for descriptors in self.found.values():
+            for descriptor in descriptors:
+                # Ended meanwhile, or changed its user: then it is found again.
+                with suppress(ProcessLookupError, PermissionError):
+                    signal.pidfd_send_signal(descriptor, signum)
+
+    def wait(self, deadline: float) -> None:
+        """Return when all have ended, at the latest at the deadline."""
+        alive = select.poll()
+        left = [descriptor for descriptors in self.found.values() for descriptor in descriptors]
+        for descriptor in left:
+            alive.register(descriptor, select.POLLIN)
+        count = len(left)
+        while count and (seconds := deadline - time.monotonic()) > 0:
+            for descriptor, _ in alive.poll(seconds * 1000):
+                alive.unregister(descriptor)
+                count -= 1
+
+
+def _ids_of_processes(external_ids: Iterable[str]) -> list[str]:
+    with _Processes(external_ids) as processes:
+        return list(processes.found)
+
+
+def _external_id(pid: int) -> str:
+    """Return the id in the environment of a process; blank if it has none, has ended, or hides."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            environment = file.read()
+    except OSError:
+        return ""
+    mark = f"{MARKER}=".encode()
+    for variable in environment.split(b"\0"):
+        if variable.startswith(mark):
+            return variable[len(mark) :].decode(errors="replace")
+    return ""
+
+
+def _here() -> str:
+    """Return the host and the namespace of its pids, which containers have of their own."""
+    return f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino}"

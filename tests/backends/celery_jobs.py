@@ -1,0 +1,49 @@
+"""The Celery app of the tests, and the task that it runs."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import django
+from celery import Celery
+from django.apps import apps
+
+if not apps.ready:
+    django.setup()
+
+from django_run_cancel.backends.celery import RunTask
+from tests.backends import jobs
+
+TASK = "work"
+
+
+def make_app(name: str, url: str) -> Celery:
+    """Return an app with queues and an exchange for control of its own."""
+    app = Celery(name, broker=url, set_as_current=False)
+    app.conf.update(
+        task_default_queue=name,
+        control_exchange=f"{name}.control",
+        event_exchange=f"{name}.events",
+        worker_prefetch_multiplier=1,
+        task_acks_late=True,
+        task_ignore_result=True,
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=True,
+    )
+
+    @app.task(
+        name=TASK,
+        base=RunTask,
+        autoretry_for=[jobs.Oops],
+        retry_backoff=False,
+        default_retry_delay=1,
+    )
+    def work(run: Any) -> None:
+        jobs.body(run)
+
+    return app
+
+
+if "CELERY_NAME" in os.environ:
+    app = make_app(os.environ["CELERY_NAME"], os.environ["CELERY_URL"])

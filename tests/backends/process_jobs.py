@@ -1,0 +1,44 @@
+"""What the ``process`` backend starts in the tests: ``python -m tests.backends.process_jobs ID``.
+
+It waits until its folder has a file ``online``, so that the suite can have its worker offline, and
+for its turn, as the jobs of a worker that runs one at a time do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from pathlib import Path
+
+import django
+
+from django_run_cancel.backends.process import exit_on_sigterm
+from tests.backends.jobs import FOLDER, Oops, body
+
+
+def main(run_id: str) -> None:
+    from django_run_cancel.exceptions import RunCancelled
+    from django_run_cancel.worker import execution
+
+    folder = Path(os.environ[FOLDER])
+    while True:
+        while not (folder / "online").exists():
+            time.sleep(0.02)
+        try:
+            with (folder / "turn").open("w") as turn:
+                fcntl.flock(turn, fcntl.LOCK_EX)
+                with execution(run_id, requeue_on=(Oops,)) as run:
+                    body(run)
+            return
+        except RunCancelled:
+            return
+        except Oops:
+            time.sleep(1)
+
+
+if __name__ == "__main__":
+    exit_on_sigterm()
+    django.setup()
+    main(sys.argv[1])

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django_run_cancel.backends.base import StopOutcome
+from tests.backends.contract import BrokerContract, Harness, PoolContract, wait_until
+from tests.backends.services import URLS, require_package
+
+require_package("celery")
+
+from tests.backends import celery_jobs
+
+
+class CeleryHarness(Harness):
+    backend = "django_run_cancel.backends.celery.CeleryBackend"
+    ready = " ready."
+    pool: ClassVar[str] = "prefork"
+
+    def set_up(self) -> None:
+        self.app = celery_jobs.make_app(self.name, self.proxy.url)
+        # Of another name each time: a backend that is known by its options is not made again.
+        setattr(celery_jobs, self.name, self.app)
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "APP": f"tests.backends.celery_jobs.{self.name}",
+            "TASK": celery_jobs.TASK,
+            "POOL": self.pool,
+        }
+
+    def environment(self) -> dict[str, str]:
+        assert self.service is not None
+        return {"CELERY_NAME": self.name, "CELERY_URL": URLS[self.service]}
+
+    def command(self) -> list[str]:
+        options = ["--concurrency=1", "--loglevel=INFO", "--without-gossip", "--without-mingle"]
+        return [
+            "-m",
+            "celery",
+            "-A",
+            "tests.backends.celery_jobs:app",
+            "worker",
+            "-P",
+            self.pool,
+            *options,
+        ]
+
+    def tear_down(self) -> None:
+        assert self.service is not None
+        app = celery_jobs.make_app(self.name, URLS[self.service])
+        with app.connection_for_write() as connection:
+            channel = connection.default_channel
+            app.amqp.queues[self.name](channel).delete()
+            if self.service == "RabbitMQ":
+                for exchange in (self.name, f"{self.name}.events", f"{self.name}.control.pidbox"):
+                    channel.exchange_delete(exchange)
+                channel.exchange_delete(f"reply.{self.name}.control.pidbox")
+        app.close()
+        self.app.close()
+
+
+class RedisPrefork(CeleryHarness):
+    service = "Redis"
+
+
+class RabbitMQPrefork(CeleryHarness):
+    service = "RabbitMQ"
+
+
+class RedisSignal(CeleryHarness):
+    service = "Redis"
+
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "QUEUE": self.name, "SIGNAL": "SIGTERM"}
+
+
+class RedisThreads(CeleryHarness):
+    service = "Redis"
+    pool = "threads"
+    checks = ["django_run_cancel.W006"]
+
+
+class RabbitMQThreads(CeleryHarness):
+    service = "RabbitMQ"
+    pool = "threads"
+    checks = ["django_run_cancel.W006"]
+
+
+class TestRedisPrefork(BrokerContract):
+    harness_class = RedisPrefork
+
+
+class TestRabbitMQPrefork(BrokerContract):
+    harness_class = RabbitMQPrefork
+
+
+class TestRedisSignal(PoolContract):
+    harness_class = RedisSignal
+
+    def test_running__delivery_escalates(self, harness: Harness, settings: Any) -> None:
+        """A task that survives the signal is out of reach: its worker has forgotten it."""
+        harness.online()
+        run = self.started("stubborn")
+        self.cancel(run)
+        self.told(run, running=True)
+        wait_until(lambda: "swallowed SystemExit" in self.trace(run), "the signal")
+        assert self.told(run, running=True, force=True) == [StopOutcome.TOLD_ONCE]
+        self.goes_on(run)
+
+
+class TestRedisThreads(PoolContract):
+    harness_class = RedisThreads
+
+
+class TestRabbitMQThreads(PoolContract):
+    harness_class = RabbitMQThreads

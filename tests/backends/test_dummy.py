@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from django_run_cancel.backends import get_backend
+from django_run_cancel.backends.base import BackendError, BaseBackend, StopOutcome, StopRequest
+from django_run_cancel.backends.dummy import DummyBackend
+from django_run_cancel.exceptions import UnknownBackend
+from django_run_cancel.models import get_run_model
+
+PATH = "django_run_cancel.backends.dummy.DummyBackend"
+
+
+def test_remembers_what_it_is_told() -> None:
+    backend = DummyBackend("mine", {})
+    run = get_run_model()(external_id="a")
+    request = StopRequest("tsk_1", "a", True)
+    backend.dispatch(run)
+    assert backend.stop([request], force=True) == {"a": StopOutcome.TOLD}
+    assert (backend.dispatched, backend.stopped) == (["a"], [(request, True)])
+    backend.outcome = BackendError("away")
+    assert backend.stop([request], force=False) == {"a": backend.outcome}
+    with pytest.raises(BackendError, match="away"):
+        backend.dispatch(run)
+    backend.clear()
+    assert (backend.dispatched, backend.stopped) == ([], [])
+    assert backend.check(deploy=True) == []
+
+
+def test_get_backend__one_for_each_configuration(settings: object) -> None:
+    settings.RUN_CANCEL_BACKENDS = {  # type: ignore[attr-defined]
+        "a": {"BACKEND": PATH},
+        "b": {"BACKEND": PATH, "OPTIONS": {"TIMEOUT": 5}},
+    }
+    a, b = get_backend("a"), get_backend("b")
+    assert get_backend("a") is a is not b
+    assert (a.alias, a.timeout, b.alias, b.timeout) == ("a", 2.0, "b", 5.0)
+    settings.RUN_CANCEL_BACKENDS = {"a": {"BACKEND": PATH, "OPTIONS": {"TIMEOUT": 1}}}  # type: ignore[attr-defined]
+    assert get_backend("a").timeout == 1.0
+    with pytest.raises(UnknownBackend, match="'b'"):
+        get_backend("b")
+
+
+def test_options__refused() -> None:
+    with pytest.raises(ImproperlyConfigured, match="unknown OPTIONS: URL"):
+        DummyBackend("mine", {"URL": 1})
+
+
+def test_base__does_nothing_by_itself() -> None:
+    backend = BaseBackend("mine", {})
+    run = get_run_model()()
+    assert backend.new_external_id(run) != backend.new_external_id(run)
+    with pytest.raises(NotImplementedError):
+        backend.dispatch(run)
+    with pytest.raises(NotImplementedError):
+        backend.stop([], force=False)

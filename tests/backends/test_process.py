@@ -1,0 +1,358 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+from django_run_cancel.backends import process
+from django_run_cancel.backends.base import BackendError, StopOutcome, StopRequest
+from django_run_cancel.backends.process import MARKER, ProcessBackend, exit_on_sigterm
+from django_run_cancel.delivery import deliver_due
+from django_run_cancel.dispatch import dispatch
+from django_run_cancel.models import CancellationItem, get_run_model
+from django_run_cancel.services import cancel_runs
+from django_run_cancel.states import RunStatus
+from tests.api.servers import database_url
+from tests.backends.contract import ALIAS, BackendContract, Harness, wait_until
+from tests.backends.jobs import FOLDER
+from tests.helpers import make_run
+from tests.test_delivery import pass_time
+
+if not hasattr(os, "pidfd_open"):
+    pytest.skip("The process backend needs Linux", allow_module_level=True)
+
+
+class ProcessHarness(Harness):
+    """There is no worker: offline, the processes wait; killed, all of them are."""
+
+    backend = "django_run_cancel.backends.process.ProcessBackend"
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "COMMAND": [sys.executable, "-m", "tests.backends.process_jobs", "{run_id}"],
+            "ENV": {
+                FOLDER: str(self.folder),
+                "DATABASE_URL": database_url(),
+                "DJANGO_SETTINGS_MODULE": "tests.backends.worker_settings",
+            },
+        }
+
+    def online(self) -> None:
+        (self.folder / "online").touch()
+
+    def kill(self) -> None:
+        (self.folder / "online").unlink(missing_ok=True)
+        for pid in pids_of(FOLDER, str(self.folder)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not pids_of(FOLDER, str(self.folder)), "the end of the processes")
+
+
+class TestProcess(BackendContract):
+    harness_class = ProcessHarness
+
+    def is_killed(self, *arguments: str) -> None:
+        """Let another process of ours do something, and die in the middle of it."""
+        killed = subprocess.run(
+            [sys.executable, "-m", "tests.backends.killed", *arguments],
+            env={
+                **os.environ,
+                "BACKENDS": json.dumps(settings.RUN_CANCEL_BACKENDS),
+                "DATABASE_URL": database_url(),
+                "DJANGO_SETTINGS_MODULE": "tests.backends.worker_settings",
+            },
+            timeout=30,
+        )
+        assert killed.returncode == -signal.SIGKILL
+
+    @pytest.mark.parametrize(
+        ("when", "step"),
+        [
+            ("before", "backends.process.ProcessBackend.dispatch"),
+            ("after", "backends.process.ProcessBackend.dispatch"),
+        ],
+    )
+    def test_who_dispatches_is_killed(self, harness: Harness, when: str, step: str) -> None:
+        """The run is started all the same, and only once."""
+        harness.kill()
+        run = make_run("created", backend="", external_id="", title="short")
+        self.is_killed("dispatch", when, step, run.run_id)
+        run.refresh_from_db()
+        before = pids_of(MARKER, run.external_id)
+        assert (run.status, len(before)) == (RunStatus.QUEUED, int(when == "after"))
+        assert not deliver_due()
+        get_run_model()._default_manager.update(dispatch_due_at=run.created_at)
+        assert deliver_due().dispatched == 1
+        (started,) = pids_of(MARKER, run.external_id)
+        assert before in ([], [started])
+        harness.online()
+        self.wait_for(RunStatus.COMPLETED, run)
+        assert self.trace(run) == ["started", "left"]
+
+    @pytest.mark.parametrize(
+        ("when", "step"),
+        [
+            ("after", "delivery._claim"),
+            ("after", "backends.process.ProcessBackend.stop"),
+            ("before", "delivery._record"),
+        ],
+    )
+    def test_who_delivers_is_killed(self, harness: Harness, when: str, step: str) -> None:
+        """The run is stopped all the same, and how is known."""
+        harness.online()
+        run = self.started("deaf")
+        self.cancel(run)
+        self.is_killed("deliver_due", when, step)
+        pass_time(61)  # the claim of who has died is void
+        deliver_due()
+        wait_until(lambda: not pids_of(MARKER, run.external_id), "the end of the process")
+        # Its code has been interrupted, which it says, unless SIGKILL was quicker.
+        assert self.stop_state(run) in {"acknowledged", "killed"}
+        assert CancellationItem.objects.get().delivery == "delivered"
+        assert self.trace(run).count("started") == 1
+
+    def test_from_dispatch_to_evidence(self, harness: Harness) -> None:
+        harness.online()
+        polite, stubborn = make_run("created", title="asks"), make_run("created", title="stubborn")
+        for run in (polite, stubborn):
+            dispatch(run, ALIAS)
+            wait_until(lambda: "started" in self.trace(run), "the body")  # noqa: B023
+            cancel_runs([run.run_id], requested_by="tests")
+            assert deliver_due().delivered == 1
+        assert self.stop_state(polite) == "acknowledged"
+        assert self.stop_state(stubborn) == "stopping"
+        pass_time(31)
+        assert deliver_due().escalated == 1
+        assert self.stop_state(stubborn) == "killed"
+        assert "left" not in self.trace(stubborn)
+
+
+def pids_of(name: str, value: str) -> list[int]:
+    """Return the processes that have a variable in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"{name}={value}".encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def backend(*command: str, **options: Any) -> ProcessBackend:
+    return ProcessBackend("process", {"TIMEOUT": 1, "COMMAND": command, **options})
+
+
+def shell(script: str, **options: Any) -> ProcessBackend:
+    return backend("/bin/sh", "-c", script, "{run_id}", **options)
+
+
+class Job:
+    """A run of no database, with an id of its own."""
+
+    run_id = "tsk_x"
+    made: ClassVar[list[Job]] = []
+
+    def __init__(self, executor: ProcessBackend) -> None:
+        self.external_id = executor.new_external_id(self)  # type: ignore[arg-type]
+        self.made.append(self)
+
+    @property
+    def pids(self) -> list[int]:
+        return pids_of(MARKER, self.external_id)
+
+    def start(self, executor: ProcessBackend, count: int = 1) -> None:
+        executor.dispatch(self)  # type: ignore[arg-type]
+        wait_until(lambda: len(self.pids) == count, "the processes")
+
+    def stop(self, executor: ProcessBackend, force: bool = False) -> Any:
+        request = StopRequest(self.run_id, self.external_id, True)
+        return executor.stop([request], force=force)[self.external_id]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    yield
+    while Job.made:
+        for pid in Job.made.pop().pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_dispatched_twice__started_once() -> None:
+    executor = shell("exec sleep 60")
+    job = Job(executor)
+    job.start(executor)
+    (before,) = job.pids
+    job.start(executor)
+    assert job.pids == [before]
+
+
+def test_whole_group_is_stopped() -> None:
+    executor = shell("sleep 60 & sleep 60 & wait")
+    job = Job(executor)
+    job.start(executor, 3)
+    assert job.stop(executor) is StopOutcome.STOPPED
+    assert job.pids == []
+
+
+def test_orphans_are_found_when_the_first_process_has_died() -> None:
+    executor = shell("setsid sleep 60 & sleep 60 & sleep 0.2")
+    job = Job(executor)
+    job.start(executor, 2 + 1 + 1)
+    wait_until(lambda: len(job.pids) == 2, "the end of the shell")
+    assert job.stop(executor) is StopOutcome.STOPPED
+    assert job.pids == []
+
+
+def test_sigterm_is_ignored__told_and_then_killed() -> None:
+    executor = shell("trap '' TERM; while true; do sleep 0.1; done", TIMEOUT=0.5)
+    job = Job(executor)
+    job.start(executor)
+    time.sleep(0.3)
+    began = time.monotonic()
+    assert job.stop(executor) is StopOutcome.TOLD
+    assert 0.5 <= time.monotonic() - began < 1.5
+    assert job.stop(executor, force=True) is StopOutcome.STOPPED
+    assert job.pids == []
+
+
+def test_what_starts_while_it_is_killed__is_killed_too(monkeypatch: Any) -> None:
+    executor = shell("exec sleep 60")
+    job = Job(executor)
+    job.start(executor)
+    real = process._Processes.wait
+    started = []
+
+    def wait(self: Any, deadline: float) -> None:
+        real(self, deadline)
+        if not started:
+            environment = {MARKER: job.external_id}
+            started.append(subprocess.Popen(["/bin/sleep", "60"], env=environment))
+
+    monkeypatch.setattr(process._Processes, "wait", wait)
+    assert job.stop(executor, force=True) is StopOutcome.STOPPED
+    assert started[0].wait(5) == -signal.SIGKILL
+
+
+def test_others_are_left_alone() -> None:
+    executor = shell("exec sleep 60")
+    mine, other = Job(executor), Job(executor)
+    mine.start(executor)
+    other.start(executor)
+    assert mine.stop(executor, force=True) is StopOutcome.STOPPED
+    assert len(other.pids) == 1
+
+
+def test_pid_used_again__is_not_signalled(monkeypatch: Any) -> None:
+    """Between the look and the grip, the pid has become another's: it is asked again."""
+    executor = shell("exec sleep 60")
+    job = Job(executor)
+    stranger = subprocess.Popen(["/bin/sleep", "60"], env={})
+    real, asked = process._external_id, []
+
+    def external_id(pid: int) -> str:
+        if pid == stranger.pid:
+            asked.append(pid)
+            return job.external_id if len(asked) == 1 else ""
+        return real(pid)
+
+    monkeypatch.setattr(process, "_external_id", external_id)
+    assert job.stop(executor, force=True) is StopOutcome.STOPPED
+    assert len(asked) > 1
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+
+
+def test_ended_between_the_look_and_the_grip(monkeypatch: Any) -> None:
+    executor = shell("exec sleep 60")
+    job = Job(executor)
+    job.start(executor)
+
+    def gone(pid: int) -> int:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(os, "pidfd_open", gone)
+    assert job.stop(executor) is StopOutcome.STOPPED
+
+
+def test_another_host_or_user__is_said(monkeypatch: Any) -> None:
+    executor = shell("exec sleep 60")
+    job = Job(executor)
+    job.start(executor)
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    assert "another host" in str(job.stop(executor))
+    with pytest.raises(BackendError, match="another host"):
+        job.start(executor)
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert "another user" in str(job.stop(executor))
+    monkeypatch.undo()
+    assert len(job.pids) == 1
+
+
+def test_child_is_no_zombie() -> None:
+    executor = shell("exit 0")
+    before = {path.name for path in Path("/proc").glob("[0-9]*")}
+    executor.dispatch(Job(executor))  # type: ignore[arg-type]
+
+    def children() -> list[str]:
+        listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        return [pid for pid in listed if pid not in before]
+
+    wait_until(lambda: not children(), "the child to be waited for")
+
+
+def test_command_that_cannot_be_started() -> None:
+    executor = backend("/nonexistent", "{run_id}")
+    with pytest.raises(BackendError, match="nonexistent"):
+        executor.dispatch(Job(executor))  # type: ignore[arg-type]
+    (message,) = executor.check()
+    assert message.id == "django_run_cancel.E014"
+    assert backend("sh", "{run_id}").check() == []
+    (message,) = backend("sh", "{run_id}", ENV={"PATH": "/nonexistent"}).check()
+    assert message.id == "django_run_cancel.E014"
+
+
+def test_system_that_cannot(monkeypatch: Any) -> None:
+    monkeypatch.delattr(os, "pidfd_open")
+    (message,) = shell("true").check()
+    assert message.id == "django_run_cancel.E013"
+
+
+@pytest.mark.parametrize("command", [None, "crawl {run_id}", [], ["crawl"], ["{run_id}", 1]])
+def test_command_that_is_none(command: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match="list of strings"):
+        ProcessBackend("process", {"COMMAND": command})
+
+
+def test_where_and_how_it_runs(tmp_path: Path) -> None:
+    executor = shell('echo "$0 $WORD" > out', CWD=str(tmp_path), ENV={"WORD": "hello"})
+    executor.dispatch(Job(executor))  # type: ignore[arg-type]
+    out = tmp_path / "out"
+    wait_until(lambda: out.exists() and out.read_text(), "the output")
+    assert out.read_text() == "tsk_x hello\n"
+
+
+def test_exit_on_sigterm() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        exit_on_sigterm()
+        with pytest.raises(SystemExit) as ended:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert ended.value.code == 143
+        os.kill(os.getpid(), signal.SIGTERM)  # cleaning up is not interrupted
+    finally:
+        signal.signal(signal.SIGTERM, before)
