@@ -13,6 +13,7 @@ from django_run_cancel.states import RunType
 
 PREFIXES = {RunType.TASK.value: "tsk_", RunType.WORKFLOW.value: "wr_"}
 OTHER_PREFIX = "run_"
+CANCELLATION_PREFIX = "can_"
 
 
 def uuid7_hex() -> str:
@@ -34,7 +35,7 @@ def new_run_id(run_type: str) -> str:
 
 def new_cancellation_id() -> str:
     """Return a new public id for a cancellation."""
-    return "can_" + uuid7_hex()
+    return CANCELLATION_PREFIX + uuid7_hex()
 
 
 def is_storable(text: str, max_length: int) -> bool:

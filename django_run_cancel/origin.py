@@ -55,6 +55,8 @@ class Origin:
 def _address(text: str | None) -> str | None:
     try:
         # The zone of a link-local address means nothing elsewhere, and PostgreSQL refuses it.
-        return str(ip_address((text or "").partition("%")[0]))
+        address = ip_address((text or "").partition("%")[0])
     except ValueError:
         return None  # a Unix socket
+    # What a server that listens for both kinds sees of an IPv4 client.
+    return str(getattr(address, "ipv4_mapped", None) or address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from django.db.models import TextChoices
 from django.utils.translation import gettext_lazy as _
@@ -70,6 +71,16 @@ STATE_WORDS = {
     StopState.PRESUMED: _("cancelled, presumed stopped"),
 }
 """What to call a cancelled run: never just cancelled, as its work may go on."""
+
+
+def words_of_stop(stop_state: str) -> Any:
+    """Return what to call a cancelled run, for people; an unknown state is its own word."""
+    return STATE_WORDS.get(stop_state, stop_state)  # type: ignore[call-overload]
+
+
+def words_of_status(status: str) -> Any:
+    """Return what to call a status, for people; an unknown one is its own word."""
+    return dict(RunStatus.choices).get(status, status)
 
 
 class Source(TextChoices):

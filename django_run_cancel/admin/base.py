@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from django.contrib.admin import ModelAdmin, ShowFacets
+from django.contrib.admin import AdminSite, ModelAdmin, ShowFacets
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.db.models import Q, QuerySet
@@ -51,6 +51,11 @@ class CappedChangeList(ChangeList):
                 "count": MAX_COUNTED
             }
 
+    def get_ordering_field(self, field_name: Any) -> Any:
+        """Return what to order by, if rows may be ordered by it, also when a link says so."""
+        allowed = field_name in (self.sortable_by or ())
+        return super().get_ordering_field(field_name) if allowed else None
+
 
 class FastListMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
     """Lists of a constant number of statements, none of which reads the whole table."""
@@ -89,13 +94,13 @@ def starts_with(field: str, text: str) -> Q:
     return Q(**{f"{field}__gte": text, f"{field}__lt": text + HIGHEST_CHARACTER})
 
 
-def link(label: Any, url_name: str, *args: Any) -> Any:
-    """Return a link to an admin page, or only its label when there is no such page."""
+def link(site: AdminSite, label: Any, name: str, *args: Any, query: str = "") -> Any:
+    """Return a link to a page of an admin site, or only its label when there is no such page."""
     try:
-        url = reverse(f"admin:{url_name}", args=args)
+        url = reverse(f"admin:{name}", args=args, current_app=site.name)
     except NoReverseMatch:  # the host has not registered it
         return label
-    return format_html('<a href="{}">{}</a>', url, label)
+    return format_html('<a href="{}{}">{}</a>', url, query, label)
 
 
 def searched(queryset: QuerySet[Any], condition: Q, term: str) -> tuple[QuerySet[Any], bool]:

@@ -86,4 +86,5 @@ class ApiKeyAdmin(AnyModelAdmin):
         user: Any = request.user  # not anonymous
         LogEntry.objects.log_actions(user.pk, rows, CHANGE, _("Revoked."))
         text = ngettext("%d key no longer works.", "%d keys no longer work.", len(rows))
-        self.message_user(request, text % len(rows), messages.SUCCESS)
+        level = messages.SUCCESS if rows else messages.WARNING
+        self.message_user(request, text % len(rows), level)

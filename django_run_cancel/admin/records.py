@@ -8,7 +8,6 @@ from django.contrib import admin, messages
 from django.db.models import Q, QuerySet
 from django.forms.models import BaseInlineFormSet
 from django.http import HttpRequest
-from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.text import Truncator
 from django.utils.translation import gettext as _
@@ -26,8 +25,9 @@ from django_run_cancel.admin.base import (
 from django_run_cancel.admin.cancelling import CancelRunsAdminMixin
 from django_run_cancel.delivery import retry_deliveries
 from django_run_cancel.evidence import with_evidence
+from django_run_cancel.ids import CANCELLATION_PREFIX
 from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
-from django_run_cancel.states import STATE_WORDS, Delivery, RunStatus, StopState
+from django_run_cancel.states import Delivery, words_of_status, words_of_stop
 
 if TYPE_CHECKING:
     _Inline = admin.TabularInline[Any, Any]
@@ -67,8 +67,8 @@ class RetryMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[mi
                 "%d executors could not be told that their runs are cancelled.",
                 failed,
             )
-            url = reverse("admin:django_run_cancel_cancellationitem_changelist")
-            see = format_html('<a href="{}?delivery__exact=failed">{}</a>', url, _("See which"))
+            name, query = "django_run_cancel_cancellationitem_changelist", "?delivery__exact=failed"
+            see = link(self.admin_site, _("See which"), name, query=query)
             self.message_user(request, format_html("{} {}", text % failed, see), messages.ERROR)
         return super().changelist_view(request, extra_context)
 
@@ -87,12 +87,12 @@ class ItemColumns(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[m
     @admin.display(description=gettext_lazy("previous status"))
     def status_before(self, item: CancellationItem) -> Any:
         """Return the status that the run had, as people call it."""
-        return RunStatus(item.previous_status).label if item.previous_status else "-"
+        return words_of_status(item.previous_status) or "-"
 
     @admin.display(description=gettext_lazy("the work"))
     def work(self, item: Any) -> Any:
         """Return how the work of the run has ended, in words."""
-        return STATE_WORDS[StopState(item.stop_state)] if item.stop_state else "-"
+        return words_of_stop(item.stop_state) or "-"
 
 
 class _ShownItems(_FormSet):
@@ -174,8 +174,11 @@ class CancellationAdmin(RetryMixin, FastListMixin, ReadOnlyMixin, AnyModelAdmin)
     ) -> tuple[QuerySet[Any], bool]:
         """Find cancellations by the beginning of their id, or by a run."""
         term = search_term.strip()
-        of_run = CancellationItem.objects.filter(run_id=term).values("cancellation")
-        condition = starts_with("cancellation_id", term) | Q(pk__in=of_run)
+        if CANCELLATION_PREFIX.startswith(term) or term.startswith(CANCELLATION_PREFIX):
+            condition = starts_with("cancellation_id", term)
+        else:
+            of_run = CancellationItem.objects.filter(run_id=term).values("cancellation")
+            condition = Q(pk__in=of_run)
         return searched(queryset, condition, term)
 
     def items_of(self, queryset: QuerySet[Any]) -> QuerySet[CancellationItem]:
@@ -190,10 +193,10 @@ class CancellationAdmin(RetryMixin, FastListMixin, ReadOnlyMixin, AnyModelAdmin)
     @admin.display(description=gettext_lazy("runs"))
     def all_items(self, record: Cancellation) -> Any:
         """Return a link to all items, of which the page shows the first."""
-        url = reverse("admin:django_run_cancel_cancellationitem_changelist")
         count = record.total_count + record.cascaded_count
         text = _("All %(count)d, in a list of their own") % {"count": count}
-        return format_html('<a href="{}?cancellation__exact={}">{}</a>', url, record.pk, text)
+        name = "django_run_cancel_cancellationitem_changelist"
+        return link(self.admin_site, text, name, query=f"?cancellation__exact={record.pk}")
 
 
 @admin.register(CancellationItem)
@@ -254,4 +257,4 @@ class CancellationItemAdmin(ItemColumns, RetryMixin, FastListMixin, ReadOnlyMixi
         """Return who asked, with a link to the record."""
         record = item.cancellation
         name = "django_run_cancel_cancellation_change"
-        return link(f"{record} ({record.requested_by})", name, record.pk)
+        return link(self.admin_site, f"{record} ({record.requested_by})", name, record.pk)

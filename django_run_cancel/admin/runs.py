@@ -13,7 +13,6 @@ from django_run_cancel.admin.base import (
     AnyModelAdmin,
     FastListMixin,
     ReadOnlyMixin,
-    link,
     searched,
     starts_with,
 )
@@ -79,22 +78,18 @@ class RunAdmin(CancelRunsAdminMixin, FastListMixin, ReadOnlyMixin, AnyModelAdmin
 
     @admin.display(description=_("cancelled by"))
     def record(self, run: Any) -> Any:
-        """Return who cancelled the run, with a link to the record."""
-        record = run.cancellation
-        if record is None:
-            return "-"
-        return link(record.requested_by, "django_run_cancel_cancellation_change", record.pk)
+        """Return who cancelled the run."""
+        return run.cancellation.requested_by if run.cancellation else "-"
 
     @admin.display(description=_("executor told"))
     def delivery(self, run: Any) -> Any:
-        """Return whether the executor has been told, with a link to what is known of that."""
+        """Return whether the executor has been told, and if not why."""
         item = CancellationItem.objects.filter(
             cancellation=run.cancellation_id, run_id=run.run_id
         ).last()
         if item is None:
             return "-"
-        label = " ".join([item.get_delivery_display(), item.last_error])
-        return link(label, "django_run_cancel_cancellationitem_change", item.pk)
+        return f"{item.get_delivery_display()} {item.last_error}"
 
     @admin.display(description=_("parent"))
     def parent_link(self, run: Any) -> Any:

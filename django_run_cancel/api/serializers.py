@@ -9,6 +9,8 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import ISO_8601, serializers
 
 from django_run_cancel.api.parsing import MAX_RUN_IDS
+from django_run_cancel.models import ApiKey
+from django_run_cancel.states import Source
 
 # No ChoiceField below: drf-spectacular would make it a component that can clash with an enum of
 # the host's.
@@ -118,7 +120,10 @@ class RunCancellationSerializer(serializers.Serializer[Any]):
     source = serializers.CharField(  # type: ignore[assignment]  # DRF takes declared fields off the class
         help_text="api, admin, command, python or bulk."
     )
-    ip_address = serializers.CharField(allow_null=True, help_text="Of the client that asked.")
+    ip_address = serializers.CharField(
+        allow_null=True,
+        help_text="Of the client that asked. Keys are told only that of requests to the API.",
+    )
     request_id = serializers.CharField(help_text="The X-Request-ID of the request, if any.")
     reason = serializers.CharField()
     force = serializers.BooleanField()
@@ -129,6 +134,14 @@ class RunCancellationSerializer(serializers.Serializer[Any]):
     )
     failed_count = serializers.IntegerField(help_text="Of these, runs that are not.")
     cascaded_count = serializers.IntegerField(help_text="Descendants cancelled with them.")
+
+    def to_representation(self, instance: Any) -> Any:
+        """Return what the caller may know."""
+        shown = super().to_representation(instance)
+        # From where its operators work is nothing that the host's customers need to know.
+        if shown["source"] != Source.API and isinstance(self.context["request"].auth, ApiKey):
+            shown |= {"ip_address": None, "request_id": ""}
+        return shown
 
 
 class RunCancellationItemSerializer(serializers.Serializer[Any]):

@@ -18,11 +18,12 @@ from django_run_cancel.fields import ExactCharField, ParentField, RunIdField
 from django_run_cancel.states import (
     ACTIVE,
     SOURCES,
-    STATE_WORDS,
     TERMINAL,
     RunStatus,
     RunType,
     StopState,
+    words_of_status,
+    words_of_stop,
 )
 
 if TYPE_CHECKING:
@@ -183,8 +184,8 @@ class AbstractRun(models.Model):
     def state_words(self) -> Any:
         """The state for people: that of a cancelled run says how far its work has stopped."""
         if self.status == RunStatus.CANCELLED:
-            return STATE_WORDS[StopState(self.stop_state or StopState.STOPPING)]
-        return RunStatus(self.status).label
+            return words_of_stop(self.stop_state or StopState.STOPPING)
+        return words_of_status(self.status)
 
     def _fields_to_save(self) -> list[str]:
         deferred = self.get_deferred_fields()

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
+from html import unescape
 from typing import Any
 
+import django
 import pytest
+from django.contrib import admin
 from django.contrib.admin.models import LogEntry
+from django.db import OperationalError, connection
 from django.test import Client
 
+from django_run_cancel.admin import CancellationAdmin, CancelRunsAdminMixin
 from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
 from django_run_cancel.services import MAX_RUN_IDS, cancel_runs
 from django_run_cancel.states import RunStatus, Source
 from tests.admin.helpers import (
     CANCEL,
     LIST,
+    RUN,
     confirm,
     hidden,
     logged_in,
@@ -72,7 +80,7 @@ class TestAction:
         logged = LogEntry.objects.values_list("object_id", "change_message", "user__username")
         assert set(logged) == {
             (str(run.pk), f"Cancelled with {record}. Wrong <b>catalogue</b>", "operator")
-            for run in (running, queued, child)
+            for run in (running, queued)
         }
 
     def test_goes_back_to_the_list_as_it_was_filtered(self, operator: Client) -> None:
@@ -142,20 +150,26 @@ class TestPageThatAsks:
         assert "1 run will be cancelled ." in words(page)
         answer = confirm(operator, page)
         assert said(answer) == ["1 run has been cancelled."]
-        assert operator.get(answer["Location"]).context["original"] == run
+        assert operator.get(answer["Location"], follow=True).context["original"] == run
 
     @pytest.mark.parametrize("run_id", ["", "\0", "unknown", "x" * 5000, "<script>"])
     def test_of_no_run(self, operator: Client, run_id: str) -> None:
         page = operator.get(CANCEL, {"run_id": run_id})
         assert "There is nothing left to cancel." in words(page)
         assert "1 run does not exist." in words(page)
-        assert "<script>alert" not in text(page)
-        assert said(confirm(operator, page, run_ids="unknown")) == ["1 run does not exist."]
+        assert "<script>" not in text(page).split('id="content-main"')[1]
+        assert said(confirm(operator, page, run_ids='["unknown"]')) == ["1 run does not exist."]
+
+    def test_needs_the_permission_to_look_too(self) -> None:
+        blind = logged_in("blind", "cancel_run")
+        run = make_run()
+        assert blind.get(CANCEL, {"run_id": run.run_id}).status_code == 403
+        assert blind.post(CANCEL, {"run_ids": json.dumps([run.run_id])}).status_code == 403
 
     def test_needs_the_permission(self, looker: Client) -> None:
         run = make_run()
         assert looker.get(CANCEL, {"run_id": run.run_id}).status_code == 403
-        sent = looker.post(CANCEL, {"run_ids": run.run_id, "token": "t"})
+        sent = looker.post(CANCEL, {"run_ids": json.dumps([run.run_id]), "token": "t"})
         assert sent.status_code == 403
         assert statuses(run) == ["queued"]
 
@@ -192,15 +206,29 @@ class TestPageThatAsks:
         assert answer["Location"] == f"{LIST}?status=queued"
         assert statuses(run) == ["cancelled"]
 
+    def test_line_break_is_one_character(self, operator: Client) -> None:
+        confirm(operator, tick(operator, make_runs(1)), reason="\r\n".join("x" * 1000))
+        assert Cancellation.objects.get().reason == "\n".join("x" * 1000)
+
+    def test_ids_of_any_form(self, operator: Client) -> None:
+        both = [make_run(run_id=run_id) for run_id in ("nightly import", "nightly", "import")]
+        confirm(operator, tick(operator, both[:1]))
+        assert statuses(*both) == ["cancelled", "queued", "queued"]
+
     def test_too_many_ids(self, operator: Client) -> None:
-        run_ids = " ".join(["tsk_1"] * (MAX_RUN_IDS + 1))
+        run_ids = json.dumps(["tsk_1"] * (MAX_RUN_IDS + 1))
         page = operator.post(CANCEL, {"run_ids": run_ids, "token": "t"})
         assert "More than 1000 runs are selected" in words(page)
         assert not Cancellation.objects.exists()
 
-    @pytest.mark.parametrize("data", [{}, {"run_ids": "a"}, {"run_ids": "\0", "token": "\0"}])
-    def test_no_form(self, operator: Client, data: dict[str, str]) -> None:
-        assert operator.post(CANCEL, data).status_code == 200
+    @pytest.mark.parametrize(
+        "run_ids",
+        ["", "a", "\0", "[", "[]", "{}", "7", "null", "[7]", r'["\ud800"]', r'["\u0000"]'],
+    )
+    def test_no_form(self, operator: Client, run_ids: str) -> None:
+        assert operator.post(CANCEL, {"run_ids": run_ids}).status_code == 200
+        assert operator.post(CANCEL, {"run_ids": run_ids, "token": "t"}).status_code == 200
+        assert operator.post(CANCEL, {"token": "\0"}).status_code == 200
         assert not Cancellation.objects.exists()
 
     @pytest.mark.parametrize("url", ["https://evil.example/", "//evil.example", "javascript:x"])
@@ -208,14 +236,7 @@ class TestPageThatAsks:
         page = tick(operator, make_runs(1))
         assert confirm(operator, page, next=url)["Location"] == LIST
 
-    def test_request_for_nothing(self, operator: Client) -> None:
-        answer = operator.post(CANCEL, {"run_ids": "\u2028", "token": "t"})
-        assert answer.status_code in {200, 302}
-        assert not Cancellation.objects.exists()
-
     def test_keeps_to_the_runs_of_the_admin(self, operator: Client, monkeypatch: Any) -> None:
-        from django.contrib import admin
-
         ours, theirs = make_run(tenant="ours"), make_run(tenant="theirs")
         page_class = admin.site._registry[get_run_model()]
         everything = page_class.get_queryset
@@ -224,9 +245,73 @@ class TestPageThatAsks:
             "get_queryset",
             lambda request: everything(request).filter(tenant="ours"),
         )
-        answer = operator.post(CANCEL, {"run_ids": f"{ours.run_id} {theirs.run_id}", "token": "t"})
+        answer = operator.post(CANCEL, {"run_ids": json.dumps(ids([ours, theirs])), "token": "t"})
         assert said(answer) == ["1 run has been cancelled.", "1 run does not exist."]
         assert statuses(ours, theirs) == ["cancelled", "queued"]
+
+
+class TestHosts:
+    """What hosts may do with the mixin and with ModelAdmin."""
+
+    def page_class(self, **attributes: Any) -> Any:
+        attributes = {"__module__": __name__, **attributes}
+        kind = type("HostAdmin", (CancelRunsAdminMixin, admin.ModelAdmin), attributes)
+        return kind(get_run_model(), admin.site)
+
+    def test_media_and_actions_of_the_host_stay(self) -> None:
+        media = type("Media", (), {"css": {"all": ["host.css"]}})
+        page = self.page_class(Media=media, actions=["other"])
+        assert {"host.css", "django_run_cancel/admin.css"} <= set(page.media._css["all"])
+        assert page.actions == ["other", "cancel_selected"]
+        assert self.page_class(actions=None).actions is None
+
+    def test_error_of_another_action_is_not_hidden(
+        self, operator: Client, monkeypatch: Any
+    ) -> None:
+        def fail(*args: Any) -> None:
+            raise ValueError("of the host")
+
+        page = admin.site._registry[get_run_model()]
+        monkeypatch.setattr(page, "actions", [fail])
+        with pytest.raises(ValueError, match="of the host"):
+            operator.post(LIST, {"action": "fail", "_selected_action": make_run().pk})
+
+    def test_second_admin_site(self) -> None:
+        site = admin.AdminSite("ops")
+        site.register(Cancellation, CancellationAdmin)
+        page = site._registry[Cancellation]
+        assert "All 0, in a list" in str(page.all_items(Cancellation()))  # type: ignore[attr-defined]
+
+
+class TestBusyDatabase:
+    def fail(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.startswith("UPDATE") and RUN.db_table in sql:
+            raise OperationalError("database is locked")
+        return execute(sql, params, many, context)
+
+    @pytest.mark.django_db(transaction=True)
+    def test_says_so_and_loses_nothing(self, operator: Client) -> None:
+        run = make_run()
+        page = tick(operator, [run])
+        with connection.execute_wrapper(self.fail):
+            again = confirm(operator, page, reason="why")
+        assert "The database is busy. Nothing has been changed" in words(again)
+        assert again.context["form"]["reason"].value() == "why"
+        assert said(confirm(operator, again, reason="why")) == ["1 run has been cancelled."]
+        assert statuses(run) == ["cancelled"]
+
+    def test_is_not_hidden_in_a_transaction_of_the_host(self, operator: Client) -> None:
+        page = tick(operator, [make_run()])
+        with connection.execute_wrapper(self.fail), pytest.raises(OperationalError):
+            confirm(operator, page)
+
+
+def test_a_retry_that_waits_is_stopping(operator: Client) -> None:
+    run = make_run()
+    run.mark_running()
+    run.mark_queued()
+    answer = confirm(operator, tick(operator, [run]))
+    assert said(answer)[-1] == "1 of these had started: cancelled, stopping."
 
 
 class TestForce:
@@ -266,11 +351,21 @@ class TestRunPage:
         Cancellation.objects.all().delete()
         assert "Cancelled, stopping." in words(operator.get(page_of(run)))
 
-    def test_is_found_by_run_id_too(self, operator: Client) -> None:
-        run = make_run(title="Import")
-        assert operator.get(f"{LIST}{run.run_id}/change/").context["original"] == run
-        for unknown in ("tsk_unknown", "%00", "9" * 40):
-            assert operator.get(f"{LIST}{unknown}/change/").status_code == 302
+    @pytest.mark.parametrize("run_id", ["tsk_1", "1", "a b", "ä/ö?&=#", '"<b>"'])
+    def test_is_found_by_run_id(self, operator: Client, run_id: str) -> None:
+        make_run()
+        run = make_run(run_id=run_id, parent=make_run(run_id=f"{run_id}+"))
+        (href,) = re.findall(r'href="([^"]*by-run-id[^"]*)"', text(operator.get(page_of(run))))
+        assert operator.get(unescape(href))["Location"] == page_of(run.parent)
+        page = operator.get(CANCEL, {"run_id": run_id})
+        assert operator.get(confirm(operator, page)["Location"])["Location"] == page_of(run)
+        assert statuses(run) == ["cancelled"]
+
+    @pytest.mark.parametrize("run_id", ["", "tsk_unknown", "\0", "9" * 400])
+    def test_is_not_found(self, operator: Client, run_id: str) -> None:
+        answer = operator.get(f"{LIST}by-run-id/", {"run_id": run_id})
+        assert answer["Location"] == "/admin/"
+        assert operator.get(f"{LIST}9{'9' * 40}/change/").status_code == 302
 
     def test_parent(self, operator: Client) -> None:
         run = make_run("running")
@@ -295,12 +390,8 @@ class TestRunPage:
         assert statuses(run) == [RunStatus.QUEUED]
 
 
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="Django 6.1 and newer have actions there")
 def test_sent_from_the_page_of_a_run(operator: Client) -> None:
-    """Django 6.1 shows actions there too; elsewhere nothing of the kind is sent."""
-    import django
-
-    if django.VERSION < (6, 1):
-        return
     run = make_run()
     name = "CHANGE_FORM-action"
     sent = {name: "cancel_selected", "_selected_action": run.pk, "index": "0"}

@@ -79,6 +79,7 @@ def test_search(chief: Client) -> None:
     assert found(RECORDS, other.cancellation_id) == {other}
     assert found(RECORDS, "can_") == {*records, other}
     assert found(RECORDS, "CAN_") == set()
+    assert found(RECORDS, "c") == {*records, other}
     assert found(ITEMS, run.run_id[:20]) == set(CancellationItem.objects.filter(run_id=run.run_id))
     assert found(ITEMS, "") == set(CancellationItem.objects.all())
 

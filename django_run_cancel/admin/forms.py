@@ -1,0 +1,114 @@
+"""The form that asks before runs are cancelled, and what is said afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.contrib import messages
+from django.core.exceptions import ValidationError
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext_lazy
+
+from django_run_cancel.ids import is_storable
+from django_run_cancel.services import MAX_REASON_LENGTH, MAX_RUN_ID_LENGTH, MAX_RUN_IDS
+from django_run_cancel.states import Outcome
+
+
+class ReasonField(forms.CharField):
+    """Text of which a line break counts as one character, as it does in the browser."""
+
+    def to_python(self, value: Any) -> Any:
+        """Return the text."""
+        return str(super().to_python(value)).replace("\r\n", "\n")
+
+
+class CancelForm(forms.Form):
+    """What the page that asks sends. Whatever the number of runs, they are one field."""
+
+    # The ids, not the filter: what is cancelled is what the page has shown.
+    run_ids = forms.JSONField(widget=forms.HiddenInput)
+    token = forms.CharField(widget=forms.HiddenInput, max_length=64)
+    next = forms.CharField(widget=forms.HiddenInput, required=False)
+    reason = ReasonField(
+        label=gettext_lazy("Reason"),
+        required=False,
+        max_length=MAX_REASON_LENGTH,
+        widget=forms.Textarea(attrs={"rows": 3, "cols": 60, "autofocus": True}),
+        help_text=gettext_lazy("For the record: people will ask why."),
+    )
+
+    force = forms.BooleanField(
+        label=gettext_lazy("By force"),
+        required=False,
+        help_text=gettext_lazy(
+            "Kill at once what has started, where its executor can. It cannot clean up then. "
+            "Otherwise it is asked to stop first."
+        ),
+    )
+
+    def clean_run_ids(self) -> list[str]:
+        """Return the ids.
+
+        Raises:
+            ValidationError: They are no ids, or too many.
+        """
+        run_ids: list[str] = self.cleaned_data["run_ids"]
+        if not isinstance(run_ids, list) or not all(
+            isinstance(each, str) and is_storable(each, MAX_RUN_ID_LENGTH) for each in run_ids
+        ):
+            raise ValidationError(_("There are no such runs."))
+        if len(run_ids) > MAX_RUN_IDS:
+            raise ValidationError(too_many())
+        return run_ids
+
+
+def too_many() -> str:
+    """Return what to say to somebody who selects more runs than one request takes."""
+    return _(
+        "More than %(count)d runs are selected, and nothing has been cancelled. Select fewer with "
+        "the filters, or use the command manage.py cancel_runs, which takes any number."
+    ) % {"count": MAX_RUN_IDS}
+
+
+RESULTS = (
+    (
+        messages.SUCCESS,
+        Outcome.CANCELLED,
+        ngettext_lazy("%d run has been cancelled.", "%d runs have been cancelled."),
+    ),
+    (
+        messages.SUCCESS,
+        "below",
+        ngettext_lazy(
+            "%d run below has been cancelled with it.", "%d runs below have been cancelled too."
+        ),
+    ),
+    (
+        messages.INFO,
+        "stopping",
+        ngettext_lazy(
+            "%d of these had started: cancelled, stopping.",
+            "%d of these had started: cancelled, stopping.",
+        ),
+    ),
+    (
+        messages.INFO,
+        Outcome.ALREADY_CANCELLED,
+        ngettext_lazy("%d run was cancelled before.", "%d runs were cancelled before."),
+    ),
+    (
+        messages.WARNING,
+        Outcome.ALREADY_FINISHED,
+        ngettext_lazy(
+            "%d run had finished and stays as it is.",
+            "%d runs had finished and stay as they are.",
+        ),
+    ),
+    (
+        messages.WARNING,
+        Outcome.NOT_FOUND,
+        ngettext_lazy("%d run does not exist.", "%d runs do not exist."),
+    ),
+)
+"""What to say of each count. Plurals of other languages may differ where English ones do not."""
