@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import getpass
 import io
 import json
@@ -16,18 +17,20 @@ import sys
 import termios
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.core.management.base import OutputWrapper
+from django.db import connection, transaction
 
 from django_run_cancel.management.commands import cancel_runs as command
 from django_run_cancel.models import Cancellation, get_run_model
 from django_run_cancel.services import cancel_runs
 from tests.api.servers import database_url
-from tests.helpers import ids, make_run, make_runs, statuses
+from tests.helpers import IS_SQLITE, ids, make_run, make_runs, statuses
 
 ROOT = Path(__file__).resolve().parent.parent
 ID = r"(tsk|run)_[0-9a-f]{32}"
@@ -37,6 +40,20 @@ def run(*args: str, **options: Any) -> str:
     out = io.StringIO()
     call_command("cancel_runs", *args, stdout=out, **options)
     return out.getvalue()
+
+
+def statuses_elsewhere(runs: list[Any]) -> int:
+    """Return how many are cancelled, as another connection sees it."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_count_cancelled, ids(runs)).result()
+
+
+def _count_cancelled(run_ids: list[str]) -> int:
+    try:
+        runs = get_run_model()._default_manager.filter(run_id__in=run_ids, status="cancelled")
+        return runs.count()
+    finally:
+        connection.close()
 
 
 def failing(*args: str) -> tuple[int, str, str]:
@@ -76,7 +93,7 @@ class TestByIds:
     def test_file_and_arguments_together_once_each(self, tmp_path: Path) -> None:
         a, b, c = runs = make_runs(3)
         file = tmp_path / "ids"
-        file.write_text(f"{a.run_id}\n{b.run_id}\t{a.run_id}\n\n")
+        file.write_bytes(f"\ufeff{a.run_id}\r\n {b.run_id}\t\n{a.run_id}\n\n".encode())
         run(c.run_id, c.run_id, "--file", str(file), "--yes")
         assert statuses(*runs) == ["cancelled"] * 3
         assert Cancellation.objects.get().total_count == 3
@@ -86,6 +103,9 @@ class TestByIds:
         monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(ids(runs))))
         run("-", "--yes")
         assert statuses(*runs) == ["cancelled"] * 2
+        monkeypatch.setattr("sys.stdin", None)  # closed
+        assert run("-", "--yes") == "0 runs are cancelled.\n"
+        assert failing("tsk_1")[0] == 2
 
     def test_some_failed(self) -> None:
         done, job = make_run("completed"), make_run()
@@ -102,6 +122,22 @@ class TestByIds:
         status, out, _ = failing(ours.run_id, theirs.run_id, "--tenant", "ours", "--yes")
         assert (status, out.splitlines()[0]) == (1, f"{theirs.run_id}: not_found")
         assert statuses(ours, theirs) == ["cancelled", "queued"]
+
+    def test_status_of_what_is_named(self) -> None:
+        queued, running = make_run(), make_run("running")
+        for _ in range(2):  # asking again is no failure
+            status, out, _ = failing(queued.run_id, running.run_id, "--status", "queued", "--yes")
+            assert (status, out.splitlines()[0]) == (1, f"{running.run_id}: not_found")
+        assert run(queued.run_id, "--status", "queued", "--yes") == "1 runs are cancelled.\n"
+        assert statuses(queued, running) == ["cancelled", "running"]
+
+    def test_children_that_are_named_too_count_once(self) -> None:
+        parent = make_run("running")
+        children = [parent.create_child() for _ in range(150)]
+        named = ids([parent, *children[:120]])
+        expected = "121 runs {} cancelled, and 30 below them.\n"
+        assert run(*named, "--dry-run") == expected.format("would be")
+        assert run(*named, "--yes") == expected.format("are")
 
     def test_dry_run(self) -> None:
         job, done = make_run("running"), make_run("failed")
@@ -155,14 +191,10 @@ class TestByFilter:
         assert run("--status", "queued", "--dry-run") == "205 runs would be cancelled.\n"
 
     def test_what_comes_meanwhile_was_not_meant(self) -> None:
-        make_runs(3)
-        model = get_run_model()
-        chosen = command.frozen(model._default_manager.all())
-        last = max(run.pk for run in chosen)
-        chunks = command.selected(chosen)
-        late = [run for run in make_runs(20) if run.pk > last]
-        found = [run_id for chunk in chunks for run_id in chunk]
-        assert not set(ids(late)) & set(found)
+        early = make_runs(3)
+        chunks = command.selected(command.frozen(get_run_model()._default_manager.all()))
+        make_runs(20)
+        assert sorted(run_id for chunk in chunks for run_id in chunk) == sorted(ids(early))
 
 
 @pytest.mark.django_db
@@ -174,6 +206,9 @@ class TestUsage:
             (["tsk_1"], "add --yes"),
             (["-"], "add --yes"),
             (["--file", "/nowhere/ids", "--yes"], "Cannot read the ids: "),
+            (["--tenant", "", "--yes"], "--tenant must not be blank."),
+            (["tsk_1", "--type", " ", "--yes"], "--type must not be blank."),
+            (["tsk_1", "--tenant", "\udcff", "--yes"], "--tenant must not be blank."),
             (["tsk_1", "--yes", "--reason", "x" * 2001], "reason must be text of at most 2000"),
             (["tsk_1", "--yes", "--requested-by", " "], "requested_by must be text of 1 to 255"),
         ],
@@ -191,15 +226,19 @@ class TestUsage:
 
     def test_ids_that_no_run_can_have(self, tmp_path: Path) -> None:
         file = tmp_path / "ids"
-        file.write_bytes(b"\xff\xfe \0 " + b"x" * 5000)
-        status, _, message = failing("--file", str(file), "--yes")
-        assert (status, message) == (1, "3 of 3 runs are not cancelled.")
+        file.write_bytes(b"\xff\xfe\n\0\n" + b"x" * 5000)
+        status, out, message = failing("\udcff", "--file", str(file), "--yes")
+        assert (status, message) == (1, "4 of 4 runs are not cancelled.")
+        assert "\\udcff…: not_found" in out
 
     def test_nobody_known(self, monkeypatch: Any) -> None:
         for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a number without a name
+        monkeypatch.delenv("SUDO_USER", raising=False)
         assert command.who() == f"uid {os.getuid()}@{socket.gethostname()}"
+        monkeypatch.setenv("SUDO_USER", "ann")
+        assert command.who() == f"ann as uid {os.getuid()}@{socket.gethostname()}"
 
 
 @pytest.mark.django_db(transaction=True)
@@ -223,13 +262,34 @@ def test_database_that_gives_up_says_what_was_done() -> None:
     assert statuses(*runs) == ["cancelled"] * 100 + ["queued"] * 150
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("statement", "done"), [("COUNT(*)", 0), ("LIMIT 100", 100)])
+def test_database_that_gives_up_between_two_transactions(statement: str, done: int) -> None:
+    runs = make_runs(150)
+
+    asked = []
+
+    def fail(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        asked.extend([sql] if statement in sql else [])
+        if len(asked) > done // 100:
+            sql, params = "SELECT no_such_column FROM no_such_table", None
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(fail):
+        status, out, message = failing("--status", "queued", "--yes")
+    assert status == 1
+    assert message.startswith("The database gave up: ")
+    assert out == (f"{done} runs are cancelled.\n" if done else "")
+    assert statuses(*runs).count("cancelled") == done
+
+
 @pytest.mark.django_db
 def test_from_a_thread_without_signals() -> None:
     """Only the main thread of a process can handle them."""
     seen = []
 
     def work() -> None:
-        with command.stopping() as received:
+        with command.stopping(OutputWrapper(io.StringIO())) as received:
             seen.append(received)
 
     thread = threading.Thread(target=work)
@@ -300,8 +360,14 @@ class TestProcess:
         assert "0/3" in shown  # the bar
         assert statuses(*runs) == ["cancelled"] * 3
 
+    def test_end_of_input_is_a_no(self, environment: dict[str, str]) -> None:
+        run = make_run()
+        assert self.on_terminal(environment, b"\x04", run.run_id)[0] == 2
+        assert statuses(run) == ["queued"]
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_interrupt_stops_between_chunks(
-        self, environment: dict[str, str], tmp_path: Path
+        self, environment: dict[str, str], tmp_path: Path, number: signal.Signals
     ) -> None:
         runs = make_runs(5_000)
         file = tmp_path / "ids"
@@ -313,12 +379,47 @@ class TestProcess:
         deadline = time.monotonic() + 60
         while not Cancellation.objects.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
-        assert process.returncode == 130, err
+        assert process.returncode == 128 + number, err
+        assert b"Stopping after this transaction" in err
         done = json.loads(out)["cancelled"]
         assert 0 < len(done) < 5_000
         assert len(done) % 100 == 0
         assert f"Interrupted: {5_000 - len(done)} of 5000 runs were not looked at." in err.decode()
         cancelled = get_run_model()._default_manager.filter(status="cancelled")
         assert set(cancelled.values_list("run_id", flat=True)) == set(done)
+
+    def test_what_the_shell_has_ignored_stays_ignored(self, environment: dict[str, str]) -> None:
+        runs = make_runs(1_000)
+        ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = self.start(environment, "-", "--yes", preexec_fn=ignore, **pipes)
+        process.stdin.write("\n".join(ids(runs)).encode())
+        process.stdin.flush()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (0, b"1000 runs are cancelled.\n"), err
+
+    def test_second_interrupt_stops_at_once_and_says_what_was_done(
+        self, environment: dict[str, str]
+    ) -> None:
+        """The second chunk waits for a lock that somebody else holds."""
+        if IS_SQLITE:
+            pytest.skip("SQLite locks no rows; see .ci/run")
+        runs = make_runs(150)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with transaction.atomic():
+            get_run_model()._default_manager.select_for_update().get(pk=runs[-1].pk)
+            process = self.start(environment, *ids(runs), "--yes", **pipes)
+            deadline = time.monotonic() + 60
+            while statuses_elsewhere(runs) < 100 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            for _ in range(2):
+                time.sleep(0.3)
+                process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err
+        assert out == b"100 runs are cancelled.\n"
+        assert b"Interrupted: 50 of 150 runs were not looked at." in err

@@ -11,24 +11,25 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
 from django.db import DatabaseError
 from django.db.models import QuerySet
+from django.utils import timezone
 
+from django_run_cancel.ids import is_storable
 from django_run_cancel.models import get_run_model
-from django_run_cancel.services import MAX_LABEL_LENGTH, CancelResult, cancel_runs
-from django_run_cancel.states import ACTIVE, SUCCESSFUL, Source, Via
+from django_run_cancel.services import MAX_LABEL_LENGTH, CancelResult, cancel_runs, recorded_id
+from django_run_cancel.states import ACTIVE, SUCCESSFUL, RunStatus, Source, Via
 
 CHUNK_SIZE = 100
 """Runs cancelled in one transaction, as over HTTP."""
 
 SOME_FAILED = 1
 USAGE = 2
-INTERRUPTED = 128 + signal.SIGINT
 
 
 class Command(BaseCommand):
@@ -44,7 +45,7 @@ class Command(BaseCommand):
         """Declare the arguments."""
         parser.add_argument("ids", nargs="*", metavar="ID", help="Run ids; - reads standard input.")
         parser.add_argument(
-            "--file", type=Path, metavar="F", help="Read ids from this file, separated by space."
+            "--file", type=Path, metavar="F", help="Read ids from this file, one a line."
         )
         parser.add_argument("--tenant", help="Only runs of this tenant.")
         parser.add_argument(
@@ -77,51 +78,60 @@ class Command(BaseCommand):
         Raises:
             CommandError: Some are not cancelled, or the arguments make no sense.
         """
-        filters = {
-            name: value
-            for name, value in (
-                ("tenant", options["tenant"]),
-                ("status__in", options["status"]),
-                ("run_type", options["type"]),
-            )
-            if value is not None
-        }
         run_ids = self._read_ids(options)
-        if run_ids is None and not filters:
-            raise CommandError(
-                "Name runs, or say which with --tenant, --status or --type.", returncode=USAGE
-            )
-        runs = get_run_model()._base_manager.filter(**filters)
-        if run_ids is None:
-            chosen = frozen(runs.filter(status__in=ACTIVE))
-            total, chunks = chosen.count(), selected(chosen)
-        else:
-            total, chunks = len(run_ids), batched(run_ids)
+        try:
+            runs = self._scope(options)
+            if run_ids is None:
+                chosen = frozen(runs.filter(status__in=ACTIVE))
+                total, chunks = chosen.count(), selected(chosen)
+            else:
+                total, chunks = len(run_ids), batched(run_ids)
+        except DatabaseError as error:
+            raise CommandError(f"The database gave up: {error}") from None
         if not (options["yes"] or options["dry_run"] or self._confirmed(total, options)):
             raise CommandError("Nothing has been cancelled.", returncode=USAGE)
-        report = Report()
-        problem = ""
-        with stopping() as signals, progress(total) as advance:
-            for chunk in chunks:
-                if signals:
-                    problem, status = "Interrupted", INTERRUPTED
-                    break
-                try:
-                    result = self._cancel(chunk, runs, options)
-                except DatabaseError as error:
-                    problem, status = f"The database gave up: {error}", SOME_FAILED
-                    break
-                report.add(result)
-                advance(len(chunk))
+        report, problem, status = Report(), "", SOME_FAILED
+        with stopping(self.stderr) as signals, progress(total) as advance:
+            try:
+                for chunk in chunks:
+                    if signals:
+                        raise KeyboardInterrupt
+                    report.add(self._cancel(chunk, runs, options))
+                    advance(len(chunk))
+            except DatabaseError as error:
+                problem = f"The database gave up: {error}"
+            except KeyboardInterrupt:
+                problem, status = "Interrupted", 128 + (signals or [signal.SIGINT])[0]
         self._print(report, options)
         done = len(report.cancelled) + len(report.failed)
         if problem:
-            left = f"{max(total - done, 1)} of {total} runs were not looked at."
+            left = f"{max(total - done, 0)} of {total} runs were not looked at."
             raise CommandError(f"{problem}: {left}", returncode=status)
         if report.failed:
             raise CommandError(
                 f"{len(report.failed)} of {done} runs are not cancelled.", returncode=SOME_FAILED
             )
+
+    def _scope(self, options: dict[str, Any]) -> QuerySet[Any]:
+        """Return the runs that may be touched."""
+        filters: dict[str, Any] = {}
+        for option, lookup in (("tenant", "tenant"), ("type", "run_type")):
+            if (value := options[option]) is not None:
+                # Blank is more likely a variable that is not set than meant.
+                if not value.strip() or not is_storable(value, MAX_LABEL_LENGTH):
+                    raise CommandError(f"--{option} must not be blank.", returncode=USAGE)
+                filters[lookup] = value
+        if options["status"]:
+            # What was cancelled before is no failure when the same is asked again.
+            filters["status__in"] = [*options["status"], RunStatus.CANCELLED]
+        elif not filters and self._read_nothing(options):
+            raise CommandError(
+                "Name runs, or say which with --tenant, --status or --type.", returncode=USAGE
+            )
+        return get_run_model()._base_manager.filter(**filters)
+
+    def _read_nothing(self, options: dict[str, Any]) -> bool:
+        return not options["ids"] and options["file"] is None
 
     def _cancel(
         self, run_ids: list[str], runs: QuerySet[Any], options: dict[str, Any]
@@ -141,33 +151,37 @@ class Command(BaseCommand):
 
     def _read_ids(self, options: dict[str, Any]) -> list[str] | None:
         """Return the ids without repetitions, or None when the arguments name no source of ids."""
-        ids: list[str] = options["ids"]
-        if not ids and options["file"] is None:
+        if self._read_nothing(options):
             return None
+        ids: list[str] = options["ids"]
         found = [run_id for run_id in ids if run_id != "-"]
-        if "-" in ids:
-            found += sys.stdin.read().split()
-        if options["file"] is not None:
-            try:
-                found += options["file"].read_text("utf-8", errors="replace").split()
-            except OSError as error:
-                raise CommandError(f"Cannot read the ids: {error}", returncode=USAGE) from None
+        try:
+            if "-" in ids and sys.stdin is not None:
+                # Whatever the locale says of the bytes.
+                stream = getattr(sys.stdin, "buffer", None)
+                found += lines(stream.read() if stream else sys.stdin.read().encode())
+            if options["file"] is not None:
+                found += lines(options["file"].read_bytes())
+        except OSError as error:
+            raise CommandError(f"Cannot read the ids: {error}", returncode=USAGE) from None
         return list(dict.fromkeys(found))
 
     def _confirmed(self, total: int, options: dict[str, Any]) -> bool:
-        if "-" in options["ids"] or not sys.stdin.isatty():
+        if "-" in options["ids"] or sys.stdin is None or not sys.stdin.isatty():
             raise CommandError("Nobody is there to be asked: add --yes.", returncode=USAGE)
-        answer = input(f"Cancel {total} runs and everything below them? [y/N] ")
-        return answer.strip().lower() in {"y", "yes"}
+        # Not input(): its prompt would go where the JSON goes.
+        self.stderr.write(f"Cancel {total} runs and everything below them? [y/N] ", ending="")
+        self.stderr.flush()
+        return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
     def _print(self, report: Report, options: dict[str, Any]) -> None:
         if options["json"]:
-            self.stdout.write(json.dumps({**asdict(report), "dry_run": options["dry_run"]}))
+            self.stdout.write(json.dumps({**report.as_dict(), "dry_run": options["dry_run"]}))
             return
         for run_id, outcome in report.failed.items():
-            self.stdout.write(f"{run_id}: {outcome}")
+            self.stdout.write(f"{recorded_id(run_id)}: {outcome}")
         would_be = "would be" if options["dry_run"] else "are"
-        below = f", and {report.below} below them" if report.below else ""
+        below = f", and {len(report.below)} below them" if report.below else ""
         self.stdout.write(f"{len(report.cancelled)} runs {would_be} cancelled{below}.")
 
 
@@ -178,25 +192,44 @@ class Report:
     Attributes:
         cancelled: Ids that are cancelled now.
         failed: Outcomes of the others, by id.
-        below: How many descendants were cancelled with them.
         cancellations: Ids of the records, one for each transaction.
     """
 
     cancelled: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-    below: int = 0
     cancellations: list[str] = field(default_factory=list)
+    _cascade: set[str] = field(default_factory=set)
+
+    @property
+    def below(self) -> set[str]:
+        """Descendants that went along, without those that were named as well."""
+        return self._cascade.difference(self.cancelled)
 
     def add(self, result: CancelResult) -> None:
         """Add the result of a transaction."""
         self.cancelled += result.cancelled
         for item in result.items:
             if item.via == Via.CASCADE:
-                self.below += 1
+                self._cascade.add(item.run_id)
             elif item.outcome not in SUCCESSFUL:
                 self.failed[item.run_id] = item.outcome.value
         if result.cancellation is not None:
             self.cancellations.append(result.cancellation.cancellation_id)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON values; ``below`` is a number."""
+        return {
+            "cancelled": self.cancelled,
+            "failed": self.failed,
+            "below": len(self.below),
+            "cancellations": self.cancellations,
+        }
+
+
+def lines(data: bytes) -> list[str]:
+    """Return the ids in a file, one a line, whatever editor has written it."""
+    text = data.decode("utf-8-sig", errors="replace")
+    return [stripped for line in text.split("\n") if (stripped := line.strip())]
 
 
 def batched(run_ids: list[str]) -> Iterator[list[str]]:
@@ -207,8 +240,7 @@ def batched(run_ids: list[str]) -> Iterator[list[str]]:
 
 def frozen(runs: QuerySet[Any]) -> QuerySet[Any]:
     """Return these runs without those that are created from now on, which were not meant."""
-    last = runs.order_by("-pk").values_list("pk", flat=True).first()
-    return runs.none() if last is None else runs.filter(pk__lte=last)
+    return runs.filter(created_at__lte=timezone.now())
 
 
 def selected(runs: QuerySet[Any]) -> Iterator[list[str]]:
@@ -226,28 +258,37 @@ def who() -> str:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container may run under a number without a name
         user = f"uid {os.getuid()}"
+    if caller := os.environ.get("SUDO_USER"):
+        user = f"{caller} as {user}"
     return f"{user}@{socket.gethostname()}"[:MAX_LABEL_LENGTH]
 
 
 @contextmanager
-def stopping() -> Iterator[list[int]]:
-    """Yield a list that is empty until SIGINT arrives; the second SIGINT interrupts at once."""
+def stopping(stderr: OutputWrapper) -> Iterator[list[int]]:
+    """Yield a list that is empty until SIGINT or SIGTERM arrives; the second acts as always."""
     received: list[int] = []
 
     def note(number: int, frame: Any) -> None:
         received.append(number)
-        signal.signal(signal.SIGINT, before)
+        restore()
+        stderr.write("Stopping after this transaction; once more to stop at once.")
 
-    before = signal.getsignal(signal.SIGINT)
-    # Only the main thread may; elsewhere nobody presses Ctrl-C.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, note)
-        try:
-            yield received
-        finally:
-            signal.signal(signal.SIGINT, before)
-    else:
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    # Only the main thread may; elsewhere nobody presses Ctrl-C. What the caller has had ignored,
+    # as a shell does for a job in the background, stays ignored.
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, note)
+    try:
         yield received
+    finally:
+        restore()
 
 
 @contextmanager
