@@ -1,0 +1,76 @@
+"""Cancelling in a browser: in Django's own admin, and in each theme with settings of its own.
+
+``DJANGO_SETTINGS_MODULE=tests.settings_unfold pytest tests/browser/test_themes.py``
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from django_run_cancel.models import Cancellation
+from tests.admin.helpers import page_of
+from tests.browser.pages import button, run_action, tick, yes
+from tests.helpers import make_run, make_runs, statuses
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    # django-unfold, on Django 6.1
+    pytest.mark.filterwarnings("ignore:Overriding get_action_choices"),
+]
+
+
+def is_seen(page: Page, text: str) -> None:
+    expect(page.get_by_text(text).locator("visible=true").first).to_be_visible()
+
+
+def test_tick_ask_cancel_tell_record(chief: Page) -> None:
+    run, *others = make_runs(3, title="Import")
+    child = run.create_child()
+    tick(chief, [run, others[0]])
+    run_action(chief)
+    expect(chief.get_by_role("heading", name="Cancel these runs?")).to_be_visible()
+    is_seen(chief, "2 runs will be cancelled")
+    assert statuses(run) == ["queued"]
+
+    yes(chief, "The catalogue is wrong.")
+    is_seen(chief, "2 runs have been cancelled.")
+    is_seen(chief, "1 run below has been cancelled with it.")
+    assert statuses(run, child, *others) == ["cancelled"] * 3 + ["queued"]
+
+    chief.get_by_role("link", name="What happened to each").click()
+    expect(chief.get_by_text("The catalogue is wrong.").first).to_be_visible()
+    # Jazzmin has it on a tab of its own.
+    expect(chief.get_by_role("link", name=child.run_id, include_hidden=True)).to_have_count(1)
+
+
+def test_button_on_the_page_of_a_run(chief: Page) -> None:
+    run = make_run("running")
+    chief.goto(page_of(run))
+    button(chief).click()
+    is_seen(chief, "1 run will be cancelled")
+    yes(chief, "Disk full")
+    is_seen(chief, "1 run has been cancelled.")
+    is_seen(chief, "Cancelled, stopping.")
+    is_seen(chief, "By chief: Disk full")
+    expect(button(chief)).to_have_count(0)
+    assert statuses(run) == ["cancelled"]
+
+
+def test_no(chief: Page) -> None:
+    (run,) = make_runs(1)
+    tick(chief, [run])
+    run_action(chief)
+    chief.get_by_role("link", name="No, take me back").click()
+    expect(chief.locator("input.action-select")).to_have_count(1)
+    assert statuses(run) == ["queued"]
+    assert not Cancellation.objects.exists()
+
+
+def test_new_key_is_shown(chief: Page) -> None:
+    chief.goto("/admin/django_run_cancel/apikey/add/")
+    chief.locator("input[name=name]").fill("CI")
+    chief.locator("[name=_save]").locator("visible=true").first.click()
+    expect(chief.get_by_label("API key", exact=True)).to_have_value(re.compile("^rc_"))
