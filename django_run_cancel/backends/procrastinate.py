@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from inspect import iscoroutinefunction
 from typing import Any, TypeVar
 
+from django.core.checks import CheckMessage
 from django.utils.functional import cached_property
 from django.utils.module_loading import import_string
 from procrastinate.exceptions import AlreadyEnqueued, JobAborted
@@ -101,12 +102,19 @@ class ProcrastinateBackend(BaseBackend):
             )
         except Exception as error:  # noqa: BLE001 - of a database that is another's
             return dict.fromkeys(external_ids, error)
-        running = StopOutcome.TOLD if self.can_stop_running else StopOutcome.UNSUPPORTED
-        known = {"cancelled": StopOutcome.STOPPED, "doing": running}
         # What is not found is finished, unknown or on its way, and then its start is refused.
-        return dict.fromkeys(external_ids, StopOutcome.TOLD) | {
-            row["queueing_lock"]: known[row["status"]] for row in rows
-        }
+        outcomes: dict[str, StopOutcome | Exception]
+        outcomes = dict.fromkeys(external_ids, StopOutcome.TOLD)
+        running = StopOutcome.TOLD if self.can_stop_running else StopOutcome.UNSUPPORTED
+        # A run that was dispatched twice has stopped when neither job is running.
+        for status, outcome in (("cancelled", StopOutcome.STOPPED), ("doing", running)):
+            outcomes |= {row["queueing_lock"]: outcome for row in rows if row["status"] == status}
+        return outcomes
+
+    def check(self, **kwargs: Any) -> list[CheckMessage]:
+        """Check that there is such a task, by importing it, and what the base checks."""
+        self.task  # noqa: B018
+        return super().check(**kwargs)
 
     def ping(self) -> None:
         """Look for the table of the jobs."""

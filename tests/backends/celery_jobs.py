@@ -35,6 +35,7 @@ def make_app(name: str, url: str) -> Celery:
     @app.task(
         name=TASK,
         base=RunTask,
+        shared=False,
         autoretry_for=[jobs.Oops],
         retry_backoff=False,
         default_retry_delay=1,

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
+
+from django_run_cancel import services
 from django_run_cancel.backends.base import StopOutcome
 from tests.backends.contract import BrokerContract, Harness, PoolContract, wait_until
+from tests.backends.jobs import FOLDER
 from tests.backends.services import URLS, require_package
+from tests.helpers import make_run, statuses
 
 require_package("celery")
+
+from celery.exceptions import Ignore
 
 from tests.backends import celery_jobs
 
@@ -114,3 +122,27 @@ class TestRedisThreads(PoolContract):
 
 class TestRabbitMQThreads(PoolContract):
     harness_class = RabbitMQThreads
+
+
+@pytest.mark.django_db(transaction=True)
+class TestRunTask:
+    def call(self, run: Any) -> None:
+        celery_jobs.make_app("local", "memory://").tasks[celery_jobs.TASK](run.run_id)
+
+    def test_executes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(FOLDER, str(tmp_path))
+        run = make_run(title="short")
+        self.call(run)
+        assert statuses(run) == ["completed"]
+
+    def test_cancelled(self) -> None:
+        run = make_run()
+        services.cancel_runs([run.run_id], requested_by="tests")
+        with pytest.raises(Ignore):
+            self.call(run)
+
+    def test_running_elsewhere(self) -> None:
+        run = make_run("running")
+        with pytest.raises(Ignore):
+            self.call(run)
+        assert statuses(run) == ["running"]

@@ -4,14 +4,17 @@ from typing import Any
 
 import pytest
 
+from django_run_cancel import services
 from django_run_cancel.backends.base import StopOutcome, StopRequest
 from django_run_cancel.models import get_run_model
 from tests.backends.contract import BrokerContract, Harness
 from tests.backends.services import URLS, require_package
+from tests.helpers import make_run
 
 require_package("huey")
 
 from huey import MemoryHuey
+from huey.exceptions import CancelExecution
 
 from django_run_cancel.backends.huey import HueyBackend
 from tests.backends import huey_jobs
@@ -58,3 +61,13 @@ def test_storage_without_redis(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (waiting.id, waiting.args) == ("job", ("tsk_1",))
     assert task.huey.is_revoked(waiting)
     assert backend.check(deploy=True) == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_refused__no_retry() -> None:
+    run = make_run()
+    services.cancel_runs([run.run_id], requested_by="tests")
+    task = huey_jobs.make_task("local", "redis://127.0.0.1")
+    with pytest.raises(CancelExecution) as refused:
+        task.call_local(run.run_id)
+    assert refused.value.retry is False

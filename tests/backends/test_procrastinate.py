@@ -82,6 +82,14 @@ class TestProcrastinate(BackendContract):
         assert self.told(run, running=True) == [StopOutcome.UNSUPPORTED]
         self.job_ends(run, "aborted")
 
+    def test_running_and_queued_once_more__not_stopped(self, harness: Harness) -> None:
+        harness.online()
+        run = self.started("asks")
+        self.backend.dispatch(run)
+        self.cancel(run)
+        assert self.told(run, running=True) == [StopOutcome.UNSUPPORTED]
+        assert ("cancelled", 0) in jobs_of(run)
+
     def test_coroutine__interrupted(self, harness: Harness) -> None:
         harness.online()
         self.backend = ProcrastinateBackend("coroutines", {"TASK": f"{JOBS}.crawl_async"})
@@ -92,6 +100,10 @@ class TestProcrastinate(BackendContract):
         self.job_ends(run, "aborted")
         assert self.stop_state(run) == "acknowledged"
         assert self.trace(run) == ["started", "left"]
+
+    def test_task_that_does_not_exist(self) -> None:
+        with pytest.raises(ImportError):
+            ProcrastinateBackend("wrong", {"TASK": f"{JOBS}.gone"}).check()
 
     def test_belongs_to_the_transaction(self, harness: Harness) -> None:
         harness.kill()

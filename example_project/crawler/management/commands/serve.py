@@ -34,7 +34,7 @@ Login  {admin} / {admin}, or {operator} / {operator}, who may only look and canc
 Key    {key}
        for the runs of {tenant}; it works for a day
 
-Site crawls are going on, and their slow pages take half an hour. To cancel the run
+The sites are being crawled, and their slow pages take half an hour. To cancel the run
 "{crawl}" and all its pages, paste this:
 
 curl -i {url}/v1/runs/cancel \\
