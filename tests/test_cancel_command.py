@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import getpass
@@ -281,6 +282,52 @@ def test_database_that_gives_up_between_two_transactions(statement: str, done: i
     assert message.startswith("The database gave up: ")
     assert out == (f"{done} runs are cancelled.\n" if done else "")
     assert statuses(*runs).count("cancelled") == done
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [("y\n", "cancelled"), ("YES\n", "cancelled"), ("n\n", "queued"), ("", "queued")],
+)
+def test_answers(answer: str, status: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    run, err = make_run(), io.StringIO()
+    refused = pytest.raises(CommandError, match="Nothing has been cancelled.")
+    with refused if status == "queued" else contextlib.nullcontext():
+        call_command("cancel_runs", run.run_id, stdout=io.StringIO(), stderr=err)
+    assert "Cancel 1 runs and everything below them? [y/N] " in err.getvalue()
+    assert statuses(run) == [status]
+
+
+@pytest.mark.django_db
+class TestSignals:
+    def test_stops_between_two_transactions(self) -> None:
+        runs = make_runs(250)
+
+        def interrupt(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+            if sql.startswith("UPDATE"):
+                signal.raise_signal(signal.SIGINT)
+            return execute(sql, params, many, context)
+
+        with connection.execute_wrapper(interrupt):
+            status, out, message = failing(*ids(runs), "--yes")
+        assert (status, out) == (130, "100 runs are cancelled.\n")
+        assert message == "Interrupted: 150 of 250 runs were not looked at."
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def test_what_is_ignored_stays_ignored(self) -> None:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            with command.stopping(OutputWrapper(io.StringIO())) as received:
+                signal.raise_signal(signal.SIGINT)
+            assert received == []
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.django_db

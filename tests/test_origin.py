@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.contrib.auth import get_user_model
 from django.test import RequestFactory
 
 from django_run_cancel.models import Cancellation
 from django_run_cancel.origin import Origin
 from django_run_cancel.services import cancel_runs
-from tests.helpers import ApiClient
+from tests.helpers import ApiClient, make_run
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,7 @@ from tests.helpers import ApiClient
         ("203.0.113.7", "203.0.113.7"),
         ("2001:DB8::0001", "2001:db8::1"),
         ("fe80::1%eth0", "fe80::1"),
+        ("::ffff:10.1.2.3", "10.1.2.3"),
         ("", None),
         ("unix:", None),
     ],
@@ -64,6 +66,19 @@ def test_record(api: ApiClient) -> None:
     cancel_runs(["x"], requested_by="x", origin=Origin("2001:db8::1"))
     record = Cancellation.objects.latest("pk")
     assert (record.ip_address, record.request_id) == ("2001:db8::1", "")
+
+
+@pytest.mark.django_db
+def test_record__of_operators_is_not_for_keys(api: ApiClient) -> None:
+    run = make_run()
+    origin = Origin("10.1.2.3", "req-7")
+    record = cancel_runs([run.run_id], requested_by="x", source="admin", origin=origin).cancellation
+    Cancellation.objects.update(tenant="")
+    chief = ApiClient()
+    chief.force_login(get_user_model().objects.create_superuser("chief"))
+    for client, expected in ((api, [None, ""]), (chief, ["10.1.2.3", "req-7"])):
+        shown = client.get(f"/v1/cancellations/{record}").json()
+        assert [shown["ip_address"], shown["request_id"]] == expected
 
 
 @pytest.mark.django_db

@@ -7,7 +7,6 @@ import uuid
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import django
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
@@ -118,9 +117,9 @@ class CancelRunsAdminMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type:
         pk = self.opts.pk
         try:
             for key in request.POST.getlist(ACTION_CHECKBOX_NAME):
-                pk.run_validators(pk.to_python(key))
                 if not is_storable(key, MAX_KEY_LENGTH):
                     raise ValidationError(key)
+                pk.run_validators(pk.to_python(key))
         except ValidationError:
             # Django would look for it all the same, and fail.
             self.message_user(request, _("There are no such runs."), messages.ERROR)
@@ -139,8 +138,8 @@ class CancelRunsAdminMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type:
             return None
         return self._ask(request, run_ids, request.get_full_path())
 
-    if django.VERSION >= (6, 1):
-        cancel_selected.locations = list(admin.ActionLocation)  # type: ignore[attr-defined]
+    # Django 6.1 and newer: in the list and on the page of a run.
+    cancel_selected.locations = list(getattr(admin, "ActionLocation", ()))  # type: ignore[attr-defined]
 
     def cancel_view(self, request: HttpRequest) -> HttpResponse:
         """Ask, and on POST cancel.
@@ -232,9 +231,7 @@ class CancelRunsAdminMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type:
 
     def _log(self, request: HttpRequest, result: CancelResult) -> None:
         """Write into the history of each run that was asked for and changed."""
-        record = result.cancellation
-        if record is None:
-            return  # nothing was asked for
+        record: Any = result.cancellation  # there is one: the form has named runs
         asked = [item.run_id for item in result.items if item.via == Via.REQUESTED]
         runs = self.model._base_manager.filter(cancellation=record, run_id__in=asked)
         text = _("Cancelled with %(cancellation)s.") % {"cancellation": record}
@@ -244,14 +241,14 @@ class CancelRunsAdminMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type:
     def _tell(self, request: HttpRequest, result: CancelResult) -> None:
         """Say what happened, with a link to the record."""
         counts = _counts(result)
-        record, see = result.cancellation, ""
-        if record is not None:
-            changed = self.model._base_manager.filter(cancellation=record)
-            # Also those that waited for another attempt.
-            counts["stopping"] = changed.filter(stop_state=StopState.STOPPING).count()
-            if request.user.has_perm("django_run_cancel.view_cancellation"):
-                name = "django_run_cancel_cancellation_change"
-                see = link(self.admin_site, _("What happened to each"), name, record.pk)
+        record: Any = result.cancellation
+        changed = self.model._base_manager.filter(cancellation=record)
+        # Also those that waited for another attempt.
+        counts["stopping"] = changed.filter(stop_state=StopState.STOPPING).count()
+        see: Any = ""
+        if request.user.has_perm("django_run_cancel.view_cancellation"):
+            name = "django_run_cancel_cancellation_change"
+            see = link(self.admin_site, _("What happened to each"), name, record.pk)
         for level, what, text in RESULTS:
             if counts[what]:
                 self.message_user(request, format_html("{} {}", text % counts[what], see), level)

@@ -15,6 +15,7 @@ from django.db import OperationalError, connection
 from django.test import Client
 
 from django_run_cancel.admin import CancellationAdmin, CancelRunsAdminMixin
+from django_run_cancel.admin.base import link
 from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
 from django_run_cancel.services import MAX_RUN_IDS, cancel_runs
 from django_run_cancel.states import RunStatus, Source
@@ -279,6 +280,7 @@ class TestHosts:
     def test_second_admin_site(self) -> None:
         site = admin.AdminSite("ops")
         site.register(Cancellation, CancellationAdmin)
+        assert link(site, "label", "no_such_page") == "label"
         page = site._registry[Cancellation]
         assert "All 0, in a list" in str(page.all_items(Cancellation()))  # type: ignore[attr-defined]
 
