@@ -23,6 +23,7 @@ help:
 	@echo 'make test      run the tests'
 	@echo 'make bench     measure how long cancelling takes, and asking for it'
 	@echo 'make messages  bring the translations up to date with the sources'
+	@echo 'make screenshots  take the pictures in the documentation (needs Chromium)'
 	@echo 'make docs      build the documentation in docs/_build/html'
 	@echo 'make clean     remove all that was made here, .venv included'
 
@@ -39,6 +40,9 @@ $(STAMP): pyproject.toml
 	@# the package's __init__, and then it needs only httpx and pydantic. Its other pins clash
 	@# with the linters.
 	$(BIN)/python -m pip install --quiet --no-deps skyvern==1.0.56
+	@# Checks pages for accessibility. Without npm, the tests that need it are left out, and say so.
+	@if command -v npm >/dev/null; then \
+		npm install --prefix $(VENV)/axe --no-save --no-audit --no-fund --silent axe-core@4.14; fi
 	@touch $@
 
 .PHONY: demo
@@ -66,6 +70,10 @@ bench: $(STAMP)
 .PHONY: messages
 messages: $(STAMP)
 	@$(BIN)/python -m tests.messages
+
+.PHONY: screenshots
+screenshots: $(STAMP)
+	$(BIN)/python -m tests.screenshots
 
 .PHONY: docs
 docs: $(STAMP)
