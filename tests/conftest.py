@@ -10,6 +10,7 @@ from django.db import connection
 
 from django_run_cancel.models import ApiKey
 from tests.backends import services
+from tests.browser import tools
 from tests.helpers import ApiClient
 
 DATABASES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MariaDB"}
@@ -19,9 +20,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say what the run was against, so that nothing is skipped silently."""
     name = DATABASES[connection.vendor]
     others = ", ".join(sorted(set(DATABASES.values()) - {name}))
-    terminalreporter.write_sep("=", "databases and brokers")
+    terminalreporter.write_sep("=", "databases, brokers and browsers")
     brokers = ", ".join(sorted(services.USED)) or "none"
-    terminalreporter.write_line(f"Ran against: {name}. Brokers: {brokers}.")
+    browsers = ", ".join(sorted(tools.USED)) or "none"
+    terminalreporter.write_line(f"Ran against: {name}. Brokers: {brokers}. Browser: {browsers}.")
     terminalreporter.write_line(f"Not in this run: {others} (set DATABASE_URL, or run .ci/run).")
     for what in sorted(services.MISSING):
         terminalreporter.write_line(f"SKIPPED, AND NOT TESTED: what needs {what}.", red=True)

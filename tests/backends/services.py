@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 import pytest
@@ -24,7 +25,7 @@ MISSING: set[str] = set()
 def require_package(name: str) -> None:
     """Skip the module, loudly, unless a package is installed."""
     if find_spec(name) is None:
-        _miss(f"the package {name}")
+        miss(f"the package {name}")
 
 
 def require_service(name: str) -> str:
@@ -32,12 +33,13 @@ def require_service(name: str) -> str:
     try:
         socket.create_connection(address(URLS[name]), timeout=2).close()
     except OSError:
-        _miss(name)
+        miss(name)
     USED.add(name)
     return URLS[name]
 
 
-def _miss(what: str) -> None:
+def miss(what: str) -> NoReturn:
+    """Skip the test, or the module, and have it said; where all must be there, fail."""
     MISSING.add(what)
     if os.environ.get("RUN_CANCEL_REQUIRE_SERVICES") == "1":
         pytest.fail(f"{what} is missing", pytrace=False)

@@ -8,7 +8,7 @@ from django.conf import settings
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 from tests.admin.helpers import logged_in
-from tests.browser.tools import chromium, require_everything
+from tests.browser.tools import USED, require_chromium
 
 Visit = Callable[..., Page]
 
@@ -18,11 +18,12 @@ TIMEOUT = 15_000  # milliseconds; much longer than any page takes, for machines 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Return a browser, for one module: its event loop would disturb tests of other ones."""
-    require_everything()
+    path = require_chromium()
     with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
         # That event loop makes Django think that tests are asynchronous code. They are not.
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
-        running = playwright.chromium.launch(executable_path=chromium())
+        running = playwright.chromium.launch(executable_path=path)
+        USED.add(f"Chromium {running.version}")
         yield running
         running.close()
 

@@ -10,7 +10,7 @@ from django_run_cancel.services import cancel_runs
 from tests.admin.helpers import CANCEL, KEYS, RECORDS, page_of
 from tests.browser.conftest import Visit
 from tests.browser.pages import run_action, tick, yes
-from tests.browser.tools import AXE
+from tests.browser.tools import require_axe
 from tests.helpers import make_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -25,7 +25,7 @@ TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 
 def violations(page: Page) -> list[str]:
     """Return what axe-core finds wrong, in words."""
-    page.evaluate(AXE.read_text("utf-8"))
+    page.evaluate(require_axe())
     found: list[str] = page.evaluate(
         """
         async ([tags, ofDjango]) => {
@@ -44,6 +44,7 @@ def violations(page: Page) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages(visit: Visit, scheme: str) -> None:
+    require_axe()
     # axe-core styles inline while it measures.
     page = visit("chief", is_superuser=True, color_scheme=scheme, bypass_csp=True)
     parent, finished = make_run("running", title="Crawl", tenant="acme"), make_run("completed")

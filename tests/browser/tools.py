@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
-import pytest
+from tests.backends.services import miss
 
 AXE = Path(__file__).parents[2] / ".venv/axe/node_modules/axe-core/axe.min.js"
+
+USED: set[str] = set()
+"""The browsers that tests ran in."""
 
 
 def chromium() -> str | None:
@@ -18,21 +20,13 @@ def chromium() -> str | None:
     return next(filter(None, (shutil.which(name) for name in names if name)), None)
 
 
-MISSING = {
-    "Chromium (apt-get install chromium, or set CHROMIUM)": chromium,
-    "axe-core (install npm, then: make install)": lambda: AXE.exists(),
-}
+def require_chromium() -> str:
+    """Return the path of Chromium; skip the test, loudly, unless there is one."""
+    return chromium() or miss("Chromium (apt-get install chromium, or set CHROMIUM)")
 
 
-def missing() -> list[str]:
-    """Return what is not there, and where to get it."""
-    return [what for what, found in MISSING.items() if not found()]
-
-
-def require_everything() -> None:
-    """Skip the test when something is missing; where all must be there, fail."""
-    if absent := " and ".join(missing()):
-        give_up: Any = (
-            pytest.fail if os.environ.get("RUN_CANCEL_REQUIRE_SERVICES") == "1" else pytest.skip
-        )
-        give_up(f"Missing: {absent}")
+def require_axe() -> str:
+    """Return the source of axe-core; skip the test, loudly, unless it is there."""
+    if not AXE.exists():
+        miss("axe-core (install npm, then run: rm .venv/.installed; make install)")
+    return AXE.read_text("utf-8")
