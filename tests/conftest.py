@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from django.core.cache import cache
 from django.db import connection
+from django.utils import translation
 
 from django_run_cancel.models import ApiKey
 from tests.backends import services
@@ -30,9 +31,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _empty_cache() -> Iterator[None]:
+def _leave_nothing() -> Iterator[None]:
     yield
     cache.clear()
+    translation.deactivate()  # what a request through LocaleMiddleware has activated
 
 
 @pytest.fixture
