@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC
 from typing import Any
 
+from django.utils.translation import override
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import ISO_8601, serializers
 
@@ -37,6 +38,15 @@ class UtcField(serializers.DateTimeField):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(format=ISO_8601, default_timezone=UTC, **kwargs)
+
+
+class EnglishField(serializers.CharField):
+    """Words for people, which stay English: clients show them beside their own."""
+
+    def to_representation(self, value: Any) -> str:
+        """Return the words."""
+        with override(None):
+            return str(value)
 
 
 class BulkCancelRunsRequestSerializer(ContractSerializer):
@@ -88,6 +98,11 @@ class CancellableRunSerializer(serializers.Serializer[Any]):
     status = serializers.CharField(
         help_text="created, queued, running, paused, completed, failed, terminated, timed_out "
         "or cancelled."
+    )
+    state = EnglishField(
+        source="state_words",
+        help_text="The status in words; of a cancelled run also how far its work has stopped, such "
+        "as: cancelled, stopping. Programs look at status and stop_state.",
     )
     parent_run_id = serializers.CharField(
         source="parent.run_id", default=None, allow_null=True, help_text="The run it is part of."

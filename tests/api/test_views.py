@@ -18,6 +18,7 @@ RUN_FIELDS = {
     "run_id",
     "run_type",
     "status",
+    "state",
     "parent_run_id",
     "title",
     "metadata",
@@ -92,6 +93,8 @@ def test_single__active(status: str, api: ApiClient) -> None:
     assert (answer["run_id"], answer["status"]) == (run.run_id, "cancelled")
     waiting = status in ("created", "queued")
     assert answer["stop_state"] == ("never_started" if waiting else "stopping")
+    words = "cancelled, never started" if waiting else "cancelled, stopping"
+    assert answer["state"] == words
     assert (answer["stopped_at"] is not None) is waiting
     assert (answer["title"], answer["metadata"]) == ("crawl", {"n": 1})
     assert answer["cancellation_id"] == response["Cancellation-Id"]
