@@ -116,8 +116,13 @@ class TestProcrastinate(BackendContract):
 
     @pytest.mark.parametrize("how", ["refused", "silent"])
     def test_a_database_of_its_own_that_is_down(
-        self, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, how: str
+        self,
+        harness: Harness,
+        monkeypatch: pytest.MonkeyPatch,
+        request: pytest.FixtureRequest,
+        how: str,
     ) -> None:
+        harness.kill()  # it would take a job that it does not know
         ours = connection.settings_dict
         with proxy(f"tcp://{ours['HOST']}:{ours['PORT']}") as through:
             host, port = address(through.url)
