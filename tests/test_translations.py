@@ -306,7 +306,8 @@ def test_admin__nothing_left_in_english(chief: Client, monkeypatch: pytest.Monke
         for text in seen["en"] & seen["de"]
     } - of_django
     data = {"dummy", "job", "Job", "Hostapp", "task", "False"}
-    data |= {"Task Results", "Tasks Database Backend"}  # of django-tasks-db
+    # Of the apps of executors.
+    data |= {"Task Results", "Tasks Database Backend", "Procrastinate", "Procrastinate jobs"}
     same = {word.lower() for word in SAME}
     assert not {
         text
