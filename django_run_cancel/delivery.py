@@ -340,6 +340,10 @@ def _handle(limit: int, report: DeliveryReport) -> None:
                     continue  # the handlers before took longer than the lease
                 for path in settings.HANDLERS:
                     import_string(path)(item)
+                if connections[_using()].needs_rollback:  # or it would be undone without a word
+                    raise RuntimeError(
+                        "A handler caught an error of the database: wrap in atomic()"
+                    )
             report.handled += 1
         except Exception as error:  # noqa: BLE001 - of the host
             claim.update(**_failure(HANDLING, item, error))

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -33,6 +34,12 @@ def book(item: CancellationItem) -> None:
 def explode(item: CancellationItem) -> None:
     make_run(RunStatus.COMPLETED, title="undone")
     raise ValueError("handler is broken")
+
+
+def swallow(item: CancellationItem) -> None:
+    """Catch what the database has already undone the transaction for."""
+    with suppress(IntegrityError):
+        make_run(RunStatus.COMPLETED, run_id=item.run_id)
 
 
 class Exploding(BaseBackend):
@@ -418,6 +425,17 @@ def test_handlers__whose_lease_ran_out(dummy: DummyBackend, handled: Any, settin
     cancelled(), cancelled()
     deliver_due()
     assert len(handled) == len(set(handled)) == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_handler_that_catches_an_error_of_the_database(settings: Any) -> None:
+    settings.RUN_CANCEL_HANDLERS = [f"{__name__}.swallow"]
+    run = cancelled()
+    report = deliver_due()
+    item = item_of(run)
+    assert (report.handled, report.failed) == (0, 1)
+    assert (item.handling, item.handling_attempts) == ("pending", 1)
+    assert "A handler caught an error of the database" in item.handling_error
 
 
 def slow(item: CancellationItem) -> None:
