@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 MARKER = "RUN_CANCEL_PROCESS"
 """The environment variable with the external id."""
 
+MACHINE_ID = "/etc/machine-id"
+
 
 def exit_on_sigterm() -> None:
     """Let SIGTERM raise ``SystemExit`` in the main thread, as ``sys.exit()`` does there.
@@ -76,14 +78,14 @@ class ProcessBackend(BaseBackend):
 
     def dispatch(self, run: AbstractRun) -> None:
         """Start the process, unless it has been started before."""
-        if error := self._out_of_reach(run.external_id):
-            raise error
-        with _Processes([run.external_id]) as started:
-            if started.found:
-                return
         # SPT_NOENV: setproctitle would write over the environment that others see.
         marks = {MARKER: run.external_id, "SPT_NOENV": "1"}
         try:
+            if error := self._out_of_reach(run.external_id):
+                raise error
+            with _Processes([run.external_id]) as started:
+                if started.found:
+                    return
             child = subprocess.Popen(  # noqa: S603 - the command is a setting
                 [part.replace("{run_id}", run.run_id) for part in self.options["COMMAND"]],
                 cwd=self.options.get("CWD"),
@@ -100,24 +102,29 @@ class ProcessBackend(BaseBackend):
         self, requests: Sequence[StopRequest], *, force: bool
     ) -> Mapping[str, StopOutcome | Exception]:
         """Signal all processes of these runs, and wait for them as long as the timeout."""
+        external_ids = {request.external_id for request in requests}
         results: dict[str, StopOutcome | Exception] = {}
-        for external_id in {request.external_id for request in requests}:
-            error = self._out_of_reach(external_id)
-            results[external_id] = error or StopOutcome.STOPPED
-        ours = [key for key, result in results.items() if result is StopOutcome.STOPPED]
+        try:
+            for external_id in external_ids:
+                results[external_id] = self._out_of_reach(external_id) or StopOutcome.STOPPED
+            ours = [key for key, result in results.items() if result is StopOutcome.STOPPED]
+            return results | dict.fromkeys(self._signal(ours, force), StopOutcome.TOLD)
+        except OSError as error:  # such as that there are no descriptors left to look
+            return dict.fromkeys(external_ids, error)
+
+    def _signal(self, external_ids: list[str], force: bool) -> list[str]:
+        """Signal processes and wait; return the ids of those that have not ended by then."""
         deadline = time.monotonic() + self.timeout
-        sent = signal.SIGKILL if force else signal.SIGTERM
-        with _Processes(ours) as processes:
-            processes.send(sent)
-            processes.wait(deadline)
-        # What was started meanwhile is killed as well. SIGTERM is for each to be had once.
-        while remaining := _ids_of_processes(ours):
-            if not force or time.monotonic() > deadline:
-                return results | dict.fromkeys(remaining, StopOutcome.TOLD)
+        remaining = external_ids
+        while remaining:
             with _Processes(remaining) as processes:
-                processes.send(sent)
+                processes.send(signal.SIGKILL if force else signal.SIGTERM)
                 processes.wait(deadline)
-        return results
+            remaining = _ids_of_processes(external_ids)
+            # What was started meanwhile is killed as well. SIGTERM is for each to be had once.
+            if not force or time.monotonic() > deadline:
+                break
+        return remaining
 
     def _out_of_reach(self, external_id: str) -> BackendError | None:
         place, _, user = external_id.partition("@")[2].rpartition("/")
@@ -155,17 +162,18 @@ class _Processes:
     def __init__(self, external_ids: Iterable[str]) -> None:
         self.found: dict[str, list[int]] = defaultdict(list)
         wanted = frozenset(external_ids)
-        self._stack = ExitStack()
-        for pid in map(int, filter(str.isdigit, os.listdir("/proc") if wanted else ())):
-            if _external_id(pid) not in wanted:
-                continue
-            with suppress(ProcessLookupError):
-                descriptor = os.pidfd_open(pid)
-                self._stack.callback(os.close, descriptor)
-                # Asked again: it may have been another process before it was held.
-                external_id = _external_id(pid)
-                if external_id in wanted:
-                    self.found[external_id].append(descriptor)
+        with ExitStack() as stack:
+            for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+                if _external_id(pid) not in wanted:
+                    continue
+                with suppress(ProcessLookupError):
+                    descriptor = os.pidfd_open(pid)
+                    stack.callback(os.close, descriptor)
+                    # Asked again: it may have been another process before it was held.
+                    external_id = _external_id(pid)
+                    if external_id in wanted:
+                        self.found[external_id].append(descriptor)
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> _Processes:
         return self
@@ -194,16 +202,30 @@ class _Processes:
 
 
 def _ids_of_processes(external_ids: Iterable[str]) -> list[str]:
-    with _Processes(external_ids) as processes:
-        return list(processes.found)
+    """Return which ids have processes, looking twice.
+
+    While a process begins to execute a program, it shows no environment for a moment.
+    """
+    found: set[str] = set()
+    for pause in (0.0, 0.02):
+        time.sleep(pause)
+        with _Processes(external_ids) as processes:
+            found.update(processes.found)
+    return list(found)
 
 
 def _external_id(pid: int) -> str:
-    """Return the id in the environment of a process; blank if it has none, has ended, or hides."""
+    """Return the id in the environment of a process; blank if it has none, or has ended.
+
+    A process of another user, which only root may look into, has none that we know of.
+
+    Raises:
+        OSError: It could not be looked at for a reason that says nothing about the process.
+    """
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             environment = file.read()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return ""
     mark = f"{MARKER}=".encode()
     for variable in environment.split(b"\0"):
@@ -213,5 +235,12 @@ def _external_id(pid: int) -> str:
 
 
 def _here() -> str:
-    """Return the host and the namespace of its pids, which containers have of their own."""
-    return f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino}"
+    """Return the host, and the namespace of its pids, which containers have of their own.
+
+    Neither name nor namespace tells hosts apart for sure: the first namespace has the same number
+    on each. The machine id does, where there is one.
+    """
+    machine = ""
+    with suppress(FileNotFoundError, PermissionError), open(MACHINE_ID) as file:
+        machine = file.read(64).strip()
+    return f"{socket.gethostname()}/{machine}/{os.stat('/proc/self/ns/pid').st_ino}"

@@ -24,8 +24,10 @@ WAITING = set(JobStatus) - {
 
 RUNNING = {JobStatus.STARTED}
 
-ENDED = {JobStatus.FINISHED, JobStatus.STOPPED}
-"""Surely: a job that is ``failed`` may go on, when only its worker was killed."""
+IDLE = WAITING | {JobStatus.FINISHED}
+"""If it was not running. When only a worker is killed, the process that has the job works on as an
+orphan, and the job is failed, or tried again: then it waits, and finishes when it is refused.
+"""
 
 
 class RQBackend(BaseBackend):
@@ -95,7 +97,8 @@ class RQBackend(BaseBackend):
                             job.cancel()
         except Exception as error:  # noqa: BLE001 - of any kind, and the caller goes on
             return dict.fromkeys(ids, error)
-        return {i: _outcome(status, force) for i, status in states.items()}
+        running = {request.external_id for request in requests if request.running}
+        return {i: _outcome(status, force, i in running) for i, status in states.items()}
 
     def _kill(self, ids: list[str], connection: Redis) -> dict[str, JobStatus | None]:
         """Tell the workers, and wait until they say that they have done it."""
@@ -120,10 +123,11 @@ def _status(job: Job | None) -> JobStatus | None:
     return None if job is None else job.get_status(refresh=False)
 
 
-def _outcome(status: JobStatus | None, force: bool) -> StopOutcome:
+def _outcome(status: JobStatus | None, force: bool, running: bool) -> StopOutcome:
     if status in RUNNING:
         # Workers that are away do not hear it, nor does one without a process for each job.
         return StopOutcome.TOLD_ONCE if force else StopOutcome.UNSUPPORTED
-    if status in WAITING | ENDED:
+    # A worker that says that it has stopped the job has waited for the end of its process.
+    if status == JobStatus.STOPPED or (status in IDLE and not running):
         return StopOutcome.STOPPED
     return StopOutcome.TOLD

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -104,7 +105,7 @@ class TestProcess(BackendContract):
     @pytest.mark.parametrize(
         ("when", "step"),
         [
-            ("after", "delivery._claim"),
+            ("after", "delivery.claim"),
             ("after", "backends.process.ProcessBackend.stop"),
             ("before", "delivery._record"),
         ],
@@ -284,6 +285,72 @@ def test_ended_between_the_look_and_the_grip(monkeypatch: Any) -> None:
         raise ProcessLookupError
 
     monkeypatch.setattr(os, "pidfd_open", gone)
+    assert job.stop(executor) is StopOutcome.STOPPED
+
+
+def test_what_cannot_be_looked_at__is_not_said_to_have_ended(monkeypatch: Any) -> None:
+    """Such as when there are no file descriptors left, at whichever look."""
+    executor = shell("exec sleep 60")
+    job = Job(executor)
+    job.start(executor)
+    (pid,) = job.pids
+    for name in ("open", "pidfd_open"):
+        before = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patch:
+            if name == "open":
+                patch.setattr(process, "open", none_left, raising=False)
+            else:
+                patch.setattr(os, "pidfd_open", none_left)
+            for force in (False, True):
+                assert "Too many open files" in str(job.stop(executor, force))
+            with pytest.raises(BackendError, match="Too many open files"):
+                executor.dispatch(job)  # type: ignore[arg-type]
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert job.pids == [pid]
+    assert job.stop(executor) is StopOutcome.STOPPED
+
+
+def none_left(*args: Any) -> Any:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_in_the_middle_of_executing_a_program__is_not_said_to_have_ended(
+    monkeypatch: Any,
+) -> None:
+    """For a moment the process shows no environment."""
+    executor = shell("trap '' TERM; while true; do sleep 0.05; done", TIMEOUT=0.1)
+    job = Job(executor)
+    job.start(executor)
+    time.sleep(0.2)
+    real, looks = process._Processes, []
+
+    class Blinking(process._Processes):
+        def __init__(self, external_ids: Any) -> None:
+            super().__init__(external_ids)
+            looks.append(1)
+            if len(looks) == 2:  # the first after the signal
+                self.found.clear()
+
+    monkeypatch.setattr(process, "_Processes", Blinking)
+    assert job.stop(executor) is StopOutcome.TOLD
+    assert len(looks) == 3
+    monkeypatch.setattr(process, "_Processes", real)
+
+
+def test_another_host_of_the_same_name__is_said(monkeypatch: Any, tmp_path: Path) -> None:
+    """As where all containers are called alike, or hosts are cloned."""
+    machine = tmp_path / "machine-id"
+    monkeypatch.setattr(process, "MACHINE_ID", str(machine))
+    executor = shell("exec sleep 60")
+    job, other = Job(executor), None
+    job.start(executor)
+    machine.write_text("0123456789abcdef0123456789abcdef\n")
+    assert "another host" in str(job.stop(executor))
+    other = Job(executor)
+    assert "/0123456789abcdef0123456789abcdef/" in other.external_id
+    other.start(executor)
+    assert other.stop(executor) is StopOutcome.STOPPED
+    machine.unlink()
     assert job.stop(executor) is StopOutcome.STOPPED
 
 

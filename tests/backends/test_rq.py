@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+import os
+import signal
+import time
 from typing import Any
 
-from tests.backends.contract import BrokerContract, Harness
+import pytest
+
+from django_run_cancel.backends.base import StopOutcome
+from tests.backends.contract import BrokerContract, Harness, session_of, wait_until
 from tests.backends.services import URLS, require_package
 
 require_package("rq")
 
 from redis import Redis
 from rq import Queue, Retry
-from rq.job import Job
+from rq.job import Job, JobStatus
+from rq.registry import StartedJobRegistry
 from rq.scheduler import RQScheduler
+
+from django_run_cancel.backends.rq import WAITING
 
 
 class RQHarness(Harness):
@@ -29,8 +38,22 @@ class RQHarness(Harness):
     def command(self) -> list[str]:
         return ["-m", "rq.cli", "worker", "-u", URLS["Redis"], "--with-scheduler", self.name]
 
+    def kill_worker_only(self) -> None:
+        assert self._worker is not None
+        self._worker.kill()
+        self._worker.wait()
+        self._orphaned, self._worker = self._worker.pid, None
+        self._forget_scheduler()
+
+    def kill_orphans(self) -> None:
+        for pid in session_of(self._orphaned):
+            os.kill(pid, signal.SIGKILL)
+
     def kill(self) -> None:
         super().kill()
+        self._forget_scheduler()
+
+    def _forget_scheduler(self) -> None:
         # Its scheduler held it for a minute more, in which nothing would be tried again.
         with Redis.from_url(URLS["Redis"]) as connection:
             connection.delete(RQScheduler.get_locking_key(self.name))
@@ -51,3 +74,27 @@ class RQHarness(Harness):
 
 class TestRQ(BrokerContract):
     harness_class = RQHarness
+
+    @pytest.mark.parametrize("refused", [False, True])
+    def test_only_the_worker_is_killed__is_not_said_to_have_stopped(
+        self, harness: RQHarness, refused: bool
+    ) -> None:
+        """The process of its job works on, while RQ queues the job again and has it refused."""
+        harness.online()
+        run = self.started("stubborn")
+        harness.kill_worker_only()
+        self.cancel(run)
+        with Redis.from_url(URLS["Redis"]) as connection:
+            # What any worker does, once it has not heard of the job for a minute.
+            queue = Queue(harness.name, connection=connection)
+            StartedJobRegistry(queue=queue).cleanup(timestamp=time.time() + 1000)
+            job = Job.fetch(run.external_id, connection)
+            assert job.get_status() in WAITING
+            if refused:
+                harness.online()
+                wait_until(lambda: job.get_status() == JobStatus.FINISHED, "the refusal")
+        for force in (True, False):
+            assert self.told(run, running=True, force=force) == [StopOutcome.TOLD]
+        assert self.stop_state(run) == "stopping"
+        self.goes_on(run)
+        harness.kill_orphans()
