@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any
 
@@ -51,10 +51,14 @@ class Callbacks:
             called = list(self._called)
         for callback, until, future in called:
             try:
-                future.result(max(0, until - time.monotonic()))
-            except Exception:
-                logger.exception(
-                    "%r, called because its run was to stop, did not end well.", callback
+                error = future.exception(max(0, until - time.monotonic()))
+            except (TimeoutError, CancelledError) as late:
+                error = late
+            if error is not None:
+                logger.error(
+                    "%r, called because its run was to stop, did not end well.",
+                    callback,
+                    exc_info=error,
                 )
 
     def _call(self, callback: Callback, deadline: float) -> None:
@@ -64,13 +68,29 @@ class Callbacks:
         elif self._loop is None:
             future = _in_thread(partial(_run, callback, deadline))
         else:
-            coroutine = asyncio.wait_for(callback(), deadline)
-            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            future = _on_loop(callback, deadline, self._loop)
         self._called.append((callback, until, future))
 
 
 def _run(callback: Callable[[], Coroutine[Any, Any, object]], deadline: float) -> object:
-    return asyncio.run(asyncio.wait_for(callback(), deadline))
+    return asyncio.run(_within(callback, deadline))
+
+
+async def _within(callback: Callable[[], Coroutine[Any, Any, object]], deadline: float) -> object:
+    return await asyncio.wait_for(callback(), deadline)
+
+
+def _on_loop(
+    callback: Callable[[], Coroutine[Any, Any, object]],
+    deadline: float,
+    loop: asyncio.AbstractEventLoop,
+) -> Future[object]:
+    coroutine = _within(callback, deadline)
+    try:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop)
+    except RuntimeError:  # the loop has been closed
+        coroutine.close()
+        return _in_thread(partial(_run, callback, deadline))
 
 
 def _in_thread(function: Callable[[], object]) -> Future[object]:
@@ -87,5 +107,8 @@ def _in_thread(function: Callable[[], object]) -> Future[object]:
             future.set_result(result)
 
     # Not of a pool: before it ends, the interpreter would wait for that.
-    threading.Thread(target=work, daemon=True).start()
+    try:
+        threading.Thread(target=work, daemon=True).start()
+    except RuntimeError as error:  # there are no threads left
+        future.set_exception(error)
     return future

@@ -195,6 +195,14 @@ def check_databases(**kwargs: Any) -> list[CheckMessage]:
                 id="django_run_cancel.W002",
             )
         ]
+    if settings.LISTEN and connection.vendor == "postgresql" and not _uses_psycopg_3():
+        return [
+            Warning(
+                "RUN_CANCEL_LISTEN needs psycopg 3; without it, running code only polls.",
+                hint="Type: pip install 'psycopg[binary]'",
+                id="django_run_cancel.W010",
+            )
+        ]
     level = getattr(options.get("isolation_level"), "name", "")
     if connection.vendor == "postgresql" and level.replace("_", " ").lower() in REPEATABLE:
         return [
@@ -206,6 +214,12 @@ def check_databases(**kwargs: Any) -> list[CheckMessage]:
             )
         ]
     return []
+
+
+def _uses_psycopg_3() -> bool:
+    from django.db.backends.postgresql import psycopg_any  # nobody else has the driver
+
+    return bool(psycopg_any.is_psycopg3)
 
 
 @register()

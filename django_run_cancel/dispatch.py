@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import Counter
+import time
+from collections import defaultdict
 from datetime import datetime, timedelta
 from functools import partial
 
 from django.db import router, transaction
-from django.db.models import QuerySet
 from django.utils import timezone
 
+from django_run_cancel import sql
 from django_run_cancel.backends import get_backend
 from django_run_cancel.models import AbstractRun, get_run_model
 from django_run_cancel.states import WAITING, RunStatus
 
 logger = logging.getLogger("django_run_cancel")
 
-LEASE = timedelta(seconds=10)
+LEASE = timedelta(seconds=30)
 """How long a dispatch may take; one that was not recorded by then is done again."""
 
-MAX_FAILURES = 3
-"""Of one backend in one pass. After these it counts as away, and costs no more timeouts."""
+PATIENCE = 5.0
+"""Seconds that failures of one backend may take in one pass. Then it counts as away."""
+
+LONGEST_WAIT = 300.0
+"""Seconds between attempts."""
 
 
 def dispatch(run: AbstractRun, backend: str) -> None:
@@ -59,22 +63,19 @@ def redispatch(limit: int = 100) -> int:
     now = timezone.now()
     model = get_run_model()
     runs = model._base_manager.using(router.db_for_write(model))
-    failures: Counter[str] = Counter()
+    wasted: dict[str, float] = defaultdict(float)
     sent = 0
     for run in list(runs.filter(dispatch_due_at__lte=now).order_by("dispatch_due_at")[:limit]):
-        claim = _still_due(run)
         if run.status not in WAITING:
-            claim.update(dispatch_due_at=None)  # it got there, or is not wanted any more
-        elif failures[run.backend] >= MAX_FAILURES:
-            claim.update(dispatch_due_at=_later(run))
-        else:
-            due = timezone.now() + LEASE
-            if claim.update(dispatch_due_at=due):
-                run.dispatch_due_at = due
-                if _send(run):
-                    sent += 1
-                else:
-                    failures[run.backend] += 1
+            _put_off(run, None)  # it got there, or is not wanted any more
+        elif wasted[run.backend] > PATIENCE:
+            _put_off(run, _later(run))
+        elif _put_off(run, timezone.now() + LEASE):
+            began = time.monotonic()
+            if _send(run):
+                sent += 1
+            else:
+                wasted[run.backend] += time.monotonic() - began
     return sent
 
 
@@ -82,21 +83,29 @@ def _send(run: AbstractRun) -> bool:
     try:
         get_backend(run.backend).dispatch(run)
     except Exception as error:  # noqa: BLE001 - of whatever executor
-        logger.warning("Run %s could not be dispatched: %r", run.run_id, error)
-        _still_due(run).update(dispatch_due_at=_later(run))
+        # It is tried for ever. What people must look at is said more loudly.
+        log = logger.error if _waited(run) > LONGEST_WAIT else logger.warning
+        log("Run %s could not be dispatched: %r", run.run_id, error)
+        _put_off(run, _later(run))
         return False
     # Not if the job has been so quick as to dispatch its run anew.
     same = run._rows().filter(external_id=run.external_id)
-    same.update(dispatched_at=timezone.now(), dispatch_due_at=None)
+    sql.update_unlocked(same, dispatched_at=timezone.now(), dispatch_due_at=None)
     return True
 
 
-def _still_due(run: AbstractRun) -> QuerySet[AbstractRun]:
-    return run._rows().filter(dispatch_due_at=run.dispatch_due_at)
+def _put_off(run: AbstractRun, due: datetime | None) -> bool:
+    """Set when to hand over the run again, unless somebody else has dealt with it or does."""
+    before, run.dispatch_due_at = run.dispatch_due_at, due
+    same = run._rows().filter(dispatch_due_at=before)
+    return bool(sql.update_unlocked(same, dispatch_due_at=due))
+
+
+def _waited(run: AbstractRun) -> float:
+    return (timezone.now() - run.queued_at).total_seconds() if run.queued_at else 0.0
 
 
 def _later(run: AbstractRun) -> datetime:
     """Return when to try again: the longer it has waited, the longer; at most five minutes."""
-    now = timezone.now()
-    waited = (now - (run.queued_at or now)).total_seconds()
-    return now + timedelta(seconds=min(max(waited, 2), 300) * random.uniform(0.5, 1))  # noqa: S311
+    seconds = min(max(_waited(run), 2), LONGEST_WAIT) * random.uniform(0.5, 1)  # noqa: S311
+    return timezone.now() + timedelta(seconds=seconds)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
-from django.db import router, transaction
-from django.db.models import QuerySet
+from django.db import transaction
 from django.utils import timezone
 
-from django_run_cancel.models import CancellationItem, get_run_model
+from django_run_cancel import sql
+from django_run_cancel.models import CancellationItem, get_run_model, run_rows
 from django_run_cancel.signals import run_stopped
 from django_run_cancel.states import StopState
 
@@ -18,7 +17,7 @@ ENDS = frozenset({StopState.ACKNOWLEDGED, StopState.KILLED, StopState.PRESUMED})
 """What ``stopping`` may become. Nothing comes after."""
 
 
-def record_stopped(run_ids: Iterable[str], stop_state: str) -> list[str]:
+def record_stopped(run_ids: Iterable[str], stop_state: str, *, wait: bool = True) -> list[str]:
     """Say of cancelled runs that are still ``stopping`` how they have ended.
 
     One compare-and-set statement for each. Name several only outside a transaction: their rows
@@ -27,6 +26,7 @@ def record_stopped(run_ids: Iterable[str], stop_state: str) -> list[str]:
     Args:
         run_ids: Public ids.
         stop_state: ``acknowledged``, ``killed`` or ``presumed``.
+        wait: For rows that somebody has locked; otherwise they are left as they are.
 
     Returns:
         The ids of the runs of which this was not known before.
@@ -44,7 +44,8 @@ def record_stopped(run_ids: Iterable[str], stop_state: str) -> list[str]:
         found.values_list("pk", "run_id", "cancellation__cancellation_id")
     ):
         values = {"stop_state": str(StopState(stop_state)), "stopped_at": timezone.now()}
-        if stopping.filter(pk=pk).update(**values):
+        row = stopping.filter(pk=pk)
+        if row.update(**values) if wait else sql.update_unlocked(row, **values):
             recorded.append(run_id)
             send = partial(
                 run_stopped.send_robust,
@@ -55,16 +56,6 @@ def record_stopped(run_ids: Iterable[str], stop_state: str) -> list[str]:
             )
             transaction.on_commit(send, using=rows.db)
     return recorded
-
-
-def run_rows() -> QuerySet[Any]:
-    """Return the runs as the table that has their status, on the database that is written to.
-
-    Of a subclass with a table of its own it is that of the base: through the subclass, ``update()``
-    would look for the status first, and write without asking for it again.
-    """
-    table = get_run_model()._meta.get_field("status").model
-    return table._base_manager.using(router.db_for_write(table))
 
 
 def with_evidence(items: list[CancellationItem]) -> list[CancellationItem]:

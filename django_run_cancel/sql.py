@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from django.core.exceptions import EmptyResultSet
-from django.db import connections
+from django.db import connections, transaction
 from django.db.models import Model, QuerySet
 from django.utils import timezone
 
@@ -212,6 +212,27 @@ def write_cancelled(model: type[Model], pks: Iterable[Any], cancellation: int, u
     for chunk in _key_chunks(pks, using):
         with connections[using].cursor() as cursor:
             cursor.execute(f"{statement}({_placeholders(chunk)})", [*before, *chunk])
+
+
+def update_unlocked(rows: QuerySet[Any], **values: Any) -> list[Any]:
+    """Update rows, but wait for none that somebody has locked.
+
+    Args:
+        rows: The rows; what it asks for holds in the statement that writes.
+        values: As for ``QuerySet.update()``.
+
+    Returns:
+        The keys of the rows that were updated. Where the database cannot skip locked rows, those
+        are waited for after all, one by one.
+    """
+    if not connections[rows.db].features.has_select_for_update_skip_locked:
+        pks = list(rows.values_list("pk", flat=True))
+        return [pk for pk in pks if rows.filter(pk=pk).update(**values)]
+    with transaction.atomic(using=rows.db):
+        pks = list(rows.select_for_update(skip_locked=True).values_list("pk", flat=True))
+        if pks:
+            rows.filter(pk__in=pks).update(**values)
+        return pks
 
 
 def notify(using: str) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import time
 from datetime import timedelta
 
 from django.db import router
 from django.db.models import Q
 from django.utils import timezone
 
+from django_run_cancel import sql
 from django_run_cancel.conf import settings
-from django_run_cancel.evidence import record_stopped, run_rows
-from django_run_cancel.models import CancellationItem
+from django_run_cancel.evidence import record_stopped
+from django_run_cancel.models import CancellationItem, run_rows
 from django_run_cancel.states import Delivery, RunStatus, StopState
 
 logger = logging.getLogger("django_run_cancel")
+
+_looked_at = float("-inf")
 
 
 def escalate(limit: int = 100) -> int:
@@ -35,7 +39,7 @@ def escalate(limit: int = 100) -> int:
     run_ids = dict(due.values_list("pk", "run_id")[:limit])
     if not run_ids:
         return 0
-    stopping = run_rows().filter(run_id__in=run_ids.values(), stop_state=StopState.STOPPING)
+    stopping = run_rows(run_id__in=run_ids.values(), stop_state=StopState.STOPPING)
     found = set(stopping.values_list("run_id", flat=True))
     again = [pk for pk, run_id in run_ids.items() if run_id in found]
     delivered.filter(pk__in=run_ids.keys() - again).update(next_attempt_at=None)
@@ -54,9 +58,31 @@ def presume(limit: int = 100) -> int:
         How many.
     """
     long_ago = timezone.now() - timedelta(seconds=settings.PRESUME_SECONDS)
-    runs = run_rows().filter(stop_state=StopState.STOPPING, finished_at__lte=long_ago)
+    runs = run_rows(stop_state=StopState.STOPPING, finished_at__lte=long_ago)
     run_ids = list(runs.order_by("created_at").values_list("run_id", flat=True)[:limit])
-    return len(record_stopped(run_ids, StopState.PRESUMED)) if run_ids else 0
+    return len(record_stopped(run_ids, StopState.PRESUMED, wait=False)) if run_ids else 0
+
+
+def look_for_stalled(limit: int = 100) -> int:
+    """Do ``mark_stalled`` with ``RUN_CANCEL_STALLED_SECONDS``, if that is set, now and then.
+
+    All running runs must be looked at for it. An index would have to be written with each
+    heartbeat, so it is rather done in each process ten times in that span.
+
+    Args:
+        limit: How many at most.
+
+    Returns:
+        How many.
+    """
+    global _looked_at
+    seconds = settings.STALLED_SECONDS
+    if seconds is None or time.monotonic() < _looked_at + seconds / 10:
+        return 0
+    count = mark_stalled(seconds, limit)
+    if count < limit:
+        _looked_at = time.monotonic()
+    return count
 
 
 def mark_stalled(seconds: float, limit: int = 100) -> int:
@@ -72,14 +98,13 @@ def mark_stalled(seconds: float, limit: int = 100) -> int:
     now = timezone.now()
     before = now - timedelta(seconds=seconds)
     silent = Q(heartbeat_at__lt=before) | Q(heartbeat_at=None, started_at__lt=before)
-    runs = run_rows().filter(silent, status=RunStatus.RUNNING)
+    runs = run_rows(status=RunStatus.RUNNING).filter(silent)
     count = 0
     # One by one: rows that are locked together must be locked in the order of cancellations.
     for pk, run_id in list(runs.order_by("created_at").values_list("pk", "run_id")[:limit]):
         reason = f"No sign of life for {seconds:g} seconds."
-        if runs.filter(pk=pk).update(
-            status=RunStatus.TIMED_OUT, finished_at=now, failure_reason=reason
-        ):
+        values = {"status": RunStatus.TIMED_OUT, "finished_at": now, "failure_reason": reason}
+        if sql.update_unlocked(runs.filter(pk=pk), **values):
             logger.warning("Run %s has timed out: %s", run_id, reason)
             count += 1
     return count

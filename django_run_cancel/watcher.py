@@ -13,16 +13,15 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from datetime import datetime
 from typing import Any, NamedTuple, Protocol
+from uuid import UUID
 
-from django.db import connections, router, transaction
-from django.db.models import QuerySet
+from django.db import connections
 from django.utils import timezone
 
 from django_run_cancel import sql
 from django_run_cancel.conf import settings
-from django_run_cancel.models import AbstractRun, get_run_model
+from django_run_cancel.models import AbstractRun, run_rows
 from django_run_cancel.states import RunStatus
 
 logger = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ class Row(NamedTuple):
 
     pk: Any
     status: str
-    started_at: datetime | None
+    execution_id: UUID | None
     cancellation: int | None
 
 
@@ -60,12 +59,6 @@ class Watched(Protocol):
         """Take note that this is a forked process, where nothing is watched any more."""
 
 
-def rows_of(**lookups: Any) -> QuerySet[Any]:
-    """Return the rows of runs: of the table with the status, in the database to write to."""
-    model = get_run_model()._meta.get_field("status").model
-    return model._base_manager.using(router.db_for_write(model)).filter(**lookups)
-
-
 class Watcher:
     """Polls while there is something to watch; then its thread ends and disconnects."""
 
@@ -76,27 +69,44 @@ class Watcher:
         self._at_once = False
         self._away = False
         self._listening: Any = None
+        self._deaf: Any = None
 
     def add(self, execution: Watched) -> None:
-        """Watch an execution, from another thread."""
+        """Watch an execution, from another thread.
+
+        Raises:
+            OSError: There are no descriptors left for it.
+            RuntimeError: There are no threads left for it.
+        """
         execution.beat_at = time.monotonic()  # starting the run has written one
         with self._lock:
-            self.watched[id(execution)] = execution
             if self._thread is None:
-                self._bell, ear = socket.socketpair()
-                self._thread = threading.Thread(
-                    target=self._watch, args=[self._bell, ear], name="run_cancel", daemon=True
-                )
-                self._thread.start()
+                self._thread = self._start()
+            self.watched[id(execution)] = execution
+
+    def _start(self) -> threading.Thread:
+        self._bell, ear = socket.socketpair()
+        self._bell.setblocking(False)
+        thread = threading.Thread(
+            target=self._watch, args=[self._bell, ear], name="run_cancel", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            self._bell.close()
+            ear.close()
+            raise
+        return thread
 
     def remove(self, execution: Watched) -> None:
         """Watch it no longer."""
         with self._lock:
             if self.watched.pop(id(execution), None) is not None and not self.watched:
-                self._bell.send(b".")
+                with suppress(OSError):  # or else the next poll ends the thread
+                    self._bell.send(b".")
 
     def _watch(self, bell: socket.socket, ear: socket.socket) -> None:
-        connection = connections[rows_of().db]
+        connection = connections[run_rows().db]
         self._at_once = settings.LISTEN  # only a poll connects, and then it can listen
         with bell, ear:
             while True:
@@ -111,6 +121,7 @@ class Watcher:
 
     def _poll(self, connection: Any, executions: list[Watched]) -> None:
         try:
+            connection.ensure_connection()
             self._listen(connection)
             _look(executions)
             _beat(executions)
@@ -127,32 +138,40 @@ class Watcher:
     def _listen(self, connection: Any) -> None:
         if not (settings.LISTEN and connection.vendor == "postgresql"):
             return
-        if connection.connection is None or connection.connection is not self._listening:
+        if connection.connection in (self._listening, self._deaf):
+            return
+        try:
             with connection.cursor() as cursor:
                 cursor.execute(f"LISTEN {sql.CHANNEL}")
             # Without a handler psycopg would keep them all. It is also called for one that arrives
             # with the answer of a poll that did not see the change yet.
             connection.connection.add_notify_handler(self._hear)
             self._listening = connection.connection
+        except Exception:
+            logger.exception("Cannot listen for cancellations; polling goes on.")
+            self._deaf = connection.connection
 
     def _hear(self, notification: Any) -> None:
         self._at_once = True
 
     def _wait(self, connection: Any, ear: socket.socket) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(ear, selectors.EVENT_READ)
-            if self._listening is not None and self._listening is connection.connection:
-                selector.register(self._listening.fileno(), selectors.EVENT_READ)
-            pause = min(settings.POLL_SECONDS, settings.HEARTBEAT_SECONDS)
-            timeout, self._at_once = (0 if self._at_once else pause), False
-            if any(key.fileobj is ear for key, _ in selector.select(timeout)):
-                ear.recv(1024)
+        pause = min(settings.POLL_SECONDS, settings.HEARTBEAT_SECONDS)
+        timeout, self._at_once = (0 if self._at_once else pause), False
+        try:
+            with selectors.DefaultSelector() as selector:
+                selector.register(ear, selectors.EVENT_READ)
+                if self._listening is not None and self._listening is connection.connection:
+                    selector.register(self._listening.fileno(), selectors.EVENT_READ)
+                if any(key.fileobj is ear for key, _ in selector.select(timeout)):
+                    ear.recv(1024)
+        except Exception:  # noqa: BLE001 - no descriptors, or a connection that has been lost
+            time.sleep(timeout)
 
 
 def _look(executions: list[Watched]) -> None:
     for execution in executions:
         execution.tick()
-    found = rows_of(pk__in={execution.run.pk for execution in executions})
+    found = run_rows(pk__in={execution.run.pk for execution in executions})
     rows = {row.pk: row for row in found.values_list(*Row._fields, named=True)}
     for execution in executions:
         if execution.run.pk in rows:
@@ -161,27 +180,38 @@ def _look(executions: list[Watched]) -> None:
 
 def _beat(executions: list[Watched]) -> None:
     now = time.monotonic()
-    due = set()
-    for execution in executions:
-        if execution.alive and now - execution.beat_at >= settings.HEARTBEAT_SECONDS:
-            execution.alive, execution.beat_at = False, now
-            due.add(execution.run.pk)
+    due = [
+        execution
+        for execution in executions
+        if execution.alive and now - execution.beat_at >= settings.HEARTBEAT_SECONDS
+    ]
     if not due:
         return
-    rows = rows_of(pk__in=due, status=RunStatus.RUNNING)
-    features = connections[rows.db].features
-    with transaction.atomic(using=rows.db):
+    for execution in due:
+        execution.alive = False  # before: what the code does from now on counts for the next one
+    written: set[Any] = set()
+    try:
         # A row that somebody has locked, such as the code of the run itself, keeps nobody waiting.
-        locked = rows.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
-        pks = list(locked.values_list("pk", flat=True))
-        rows.filter(pk__in=pks).update(heartbeat_at=timezone.now())
+        rows = run_rows(pk__in={each.run.pk for each in due}, status=RunStatus.RUNNING)
+        written = set(sql.update_unlocked(rows, heartbeat_at=timezone.now()))
+    finally:
+        for execution in due:
+            if execution.run.pk in written:
+                execution.beat_at = now
+            else:
+                execution.alive = True
 
 
 _watcher = Watcher()
 
 
 def watch(execution: Watched) -> None:
-    """Watch an execution in this process."""
+    """Watch an execution in this process.
+
+    Raises:
+        OSError: There are no descriptors left for it.
+        RuntimeError: There are no threads left for it.
+    """
     _watcher.add(execution)
 
 

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
+import os
+import threading
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Any, Self, cast
+from uuid import UUID, uuid4
 
-from asgiref.sync import sync_to_async
-from django.db import Error, InterfaceError, OperationalError, connections
-from django.db.models import Case, Q, Value, When
+from django.db import Error
+from django.db.models import Q
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
+from django_run_cancel.attempts import despite, in_thread, steadily, to_the_end
 from django_run_cancel.callbacks import Callback, Callbacks
 from django_run_cancel.evidence import record_stopped
-from django_run_cancel.exceptions import RunCancelled, RunInProgress, TransitionNotAllowed
-from django_run_cancel.models import AbstractRun, Cancellation, CancellationItem, get_run_model
-from django_run_cancel.states import WAITING, Outcome, RunStatus, StopState
-from django_run_cancel.watcher import Row, rows_of, unwatch, watch
-
-RETRY_DELAYS = (0.1, 0.5, 1.0, 3.0)
-"""Seconds between attempts to write while the database is away."""
+from django_run_cancel.exceptions import (
+    RunCancelError,
+    RunCancelled,
+    RunInProgress,
+    TransitionNotAllowed,
+)
+from django_run_cancel.models import (
+    AbstractRun,
+    Cancellation,
+    CancellationItem,
+    get_run_model,
+    run_rows,
+)
+from django_run_cancel.states import TERMINAL, WAITING, Outcome, RunStatus, StopState
+from django_run_cancel.watcher import Row, unwatch, watch
 
 MAX_REASON_LENGTH = 10_000
-
-logger = logging.getLogger(__name__)
 
 
 def execution(
@@ -91,6 +98,11 @@ class Execution:
         self._callbacks = Callbacks()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._interrupted = False
+        self._id: UUID | None = None
+        self._pid = 0
+        self._lock = threading.Lock()
+        self._left = False
+        self._ended_as = ""
 
     def checkpoint(self) -> None:
         """Say that the code is alive, and raise if it is to stop.
@@ -127,75 +139,99 @@ class Execution:
         self._callbacks.add(callback, deadline)
 
     def __enter__(self) -> Self:
-        _steadily(self._start, timezone.now())
-        watch(self)
+        try:
+            steadily(self._start, uuid4())
+            watch(self)
+        except (RunCancelError, Error):
+            raise
+        except BaseException as error:  # such as that of a signal
+            self.__exit__(None, error, None)
+            raise
         return self
 
     def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
-        unwatch(self)
-        _despite(error, self._finish, error)
-        self._call_back()
-        _despite(error, self._acknowledge)
+        if not self._leaving():
+            return
+        despite(error, self._finish, error)
+        try:
+            self._call_back()
+        finally:
+            despite(error, self._acknowledge)
 
     async def __aenter__(self) -> Self:
         try:
-            await _to_the_end(_in_thread(_steadily, self._start, timezone.now()))
-        except asyncio.CancelledError as error:
-            if hasattr(self, "run"):
-                await _to_the_end(self._leave(error))
+            await to_the_end(in_thread(steadily, self._start, uuid4()))
+            self._loop = asyncio.get_running_loop()
+            self._task = cast(asyncio.Task[Any], asyncio.current_task())
+            self._cancelling = self._task.cancelling()
+            watch(self)
+        except (RunCancelError, Error):
             raise
-        self._loop = asyncio.get_running_loop()
-        self._task = cast(asyncio.Task[Any], asyncio.current_task())
-        self._cancelling = self._task.cancelling()
-        watch(self)
+        except BaseException as error:
+            if self._leaving():
+                await to_the_end(self._leave(error))
+            raise
         return self
 
     async def __aexit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
-        unwatch(self)
+        if not self._leaving():
+            return
         interrupted, self._interrupted = self._interrupted, True  # from now on it cannot be
         ours = interrupted and self._task.uncancel() <= self._cancelling
-        await _to_the_end(self._leave(error))
+        await to_the_end(self._leave(error))
         if ours and self._stop is not None and isinstance(error, asyncio.CancelledError):
             raise self._stop() or error from error
 
     async def _leave(self, error: BaseException | None) -> None:
-        await _in_thread(_despite, error, self._finish, error)
-        # Not in the thread of the ORM: the callbacks may need that.
-        await asyncio.to_thread(self._call_back)
-        await _in_thread(_despite, error, self._acknowledge)
+        await in_thread(despite, error, self._finish, error)
+        try:
+            # Not in the thread of the ORM: the callbacks may need that.
+            await asyncio.to_thread(self._call_back)
+        finally:
+            await in_thread(despite, error, self._acknowledge)
 
-    def _start(self, now: datetime) -> None:
-        # Running since this very moment: the answer to an attempt of ours was lost.
+    def _leaving(self) -> bool:
+        """Let nobody stop it any more, and tell whether it is ours to say how it ends."""
+        unwatch(self)
+        with self._lock:
+            self._left = True
+        return self._pid == os.getpid()  # and not in a process that was forked meanwhile
+
+    def _start(self, execution_id: UUID) -> None:
+        self._id, self._pid, now = execution_id, os.getpid(), timezone.now()
         startable = Q(status__in=[*WAITING, RunStatus.PAUSED])
-        startable |= Q(status=RunStatus.RUNNING, heartbeat_at=now)
-        started_at: Any = Coalesce("started_at", now)
+        # Ours already: the answer to an attempt was lost.
+        startable |= Q(status=RunStatus.RUNNING, execution_id=execution_id)
         if self._take_over is not False:
             running = Q(status=RunStatus.RUNNING)
             if self._take_over is not True:
                 running &= Q(heartbeat_at__lt=now - timedelta(seconds=self._take_over))
             startable |= running
-            # What tells the execution that had the run that it no longer has it.
-            started_at = Case(When(status=RunStatus.RUNNING, then=Value(now)), default=started_at)
-        rows = rows_of(run_id=self.run_id)
-        # The status comes last: MySQL assigns from left to right, and the case asks for the old.
-        values = {"started_at": started_at, "heartbeat_at": now, "status": RunStatus.RUNNING}
-        if not rows.filter(startable).update(**values):
+        rows = run_rows(run_id=self.run_id)
+        started = rows.filter(startable).update(
+            status=RunStatus.RUNNING,
+            started_at=Coalesce("started_at", now),
+            heartbeat_at=now,
+            # Also tells an execution that had the run that it no longer has it.
+            execution_id=execution_id,
+        )
+        if not started:
             raise self._refusal()
         self.run = get_run_model()._base_manager.using(rows.db).get(run_id=self.run_id)
-        self._started_at = self.run.started_at
 
     def _refusal(self) -> Exception:
-        rows = rows_of(run_id=self.run_id)
-        status, stop_state, cancellation = (
-            rows.values_list("status", "stop_state", "cancellation").first() or [None] * 3
+        rows = run_rows(run_id=self.run_id)
+        status, stop_state, holder, cancellation = (
+            rows.values_list("status", "stop_state", "execution_id", "cancellation").first()
+            or [None] * 4
         )
         if status == RunStatus.RUNNING:
             return RunInProgress(self.run_id)
         if status != RunStatus.CANCELLED:
             return TransitionNotAllowed(self.run_id, status, RunStatus.RUNNING)
-        if stop_state == StopState.STOPPING:
-            # Cancelled while it waited to be tried again: its code had ended before that, and is
-            # refused now.
+        if stop_state == StopState.STOPPING and holder is None:
+            # Cancelled while it waited to be tried again: its code had handed it back before that,
+            # and is refused now.
             items = CancellationItem.objects.using(rows.db).filter(
                 cancellation=cancellation,
                 run_id=self.run_id,
@@ -211,17 +247,20 @@ class Execution:
         now = timezone.now()
         values: dict[str, Any] = {"status": RunStatus.COMPLETED, "finished_at": now}
         if isinstance(error, self._requeue_on):
-            values = {"status": RunStatus.QUEUED, "queued_at": now}
+            values = {"status": RunStatus.QUEUED, "queued_at": now, "execution_id": None}
         elif error is not None:
             values |= {"status": RunStatus.FAILED, "failure_reason": _describe(error)}
-        rows = rows_of(pk=self.run.pk).filter(started_at=self._started_at)
+        rows = run_rows(run_id=self.run_id, execution_id=self._id)
         if rows.filter(status=RunStatus.RUNNING).update(**values):
             for name, value in values.items():
                 setattr(self.run, name, value)
             return
+        # Queued or paused while the code was at work: it has handed it back now.
+        rows.filter(status__in=[*WAITING, RunStatus.PAUSED]).update(execution_id=None)
         for row in rows.filter(status=RunStatus.CANCELLED).values_list(*Row._fields, named=True):
             self.cancelled = True
-            self.seen(row)
+            if not self.cancel_requested:
+                self._obey(partial(RunCancelled, self.run_id), _record(row))
 
     def _call_back(self) -> None:
         if self.cancel_requested:
@@ -246,20 +285,27 @@ class Execution:
         Args:
             row: What the database holds now, a ``Row``.
         """
-        stop: Callable[[], Exception]
-        if self.cancel_requested:
+        if self.cancel_requested or (stop := self._order(row)) is None:
             return
-        if row.started_at != self._started_at:
-            stop = partial(RunInProgress, self.run_id)
-        elif row.status == RunStatus.CANCELLED:
-            stop = partial(RunCancelled, self.run_id)
-        elif row.status in {RunStatus.TERMINATED, RunStatus.TIMED_OUT}:
-            stop = partial(TransitionNotAllowed, self.run_id, row.status, RunStatus.RUNNING)
-        else:
-            return
-        records = Cancellation.objects.using(rows_of().db)
-        cancellation = records.filter(pk=row.cancellation).first()
-        self.cancellation, self._stop = cancellation, stop
+        record = _record(row)
+        with self._lock:
+            if not self._left:
+                self._obey(stop, record)
+
+    def _order(self, row: Any) -> Callable[[], Exception] | None:
+        if row.execution_id != self._id:
+            return partial(RunInProgress, self.run_id)
+        if row.status == RunStatus.CANCELLED:
+            return partial(RunCancelled, self.run_id)
+        if row.status in TERMINAL and row.status != self.run.status:
+            # Not at first sight: it may be the code itself that is about to note it in ``run``.
+            before, self._ended_as = self._ended_as, row.status
+            if before == row.status:
+                return partial(TransitionNotAllowed, self.run_id, row.status, RunStatus.RUNNING)
+        return None
+
+    def _obey(self, stop: Callable[[], Exception], record: Cancellation | None) -> None:
+        self.cancellation, self._stop = record, stop
         self._callbacks.begin(self._loop)
         if self._loop is not None:
             with suppress(RuntimeError):  # closed
@@ -267,7 +313,7 @@ class Execution:
 
     def forked(self) -> None:
         """Let a forked process, which has no watcher, start one at the next checkpoint."""
-        self._callbacks, self._loop = Callbacks(), None
+        self._callbacks, self._loop, self._lock = Callbacks(), None, threading.Lock()
         if self._stop is None:
             self._stop = self._rejoin
 
@@ -281,50 +327,11 @@ class Execution:
             self._task.cancel()
 
 
+def _record(row: Any) -> Cancellation | None:
+    return Cancellation.objects.using(run_rows().db).filter(pk=row.cancellation).first()
+
+
 def _describe(error: BaseException) -> str:
     text = "".join(traceback.format_exception_only(error)).strip()[:MAX_REASON_LENGTH]
     # What PostgreSQL cannot store.
     return text.replace("\0", "").encode("utf-8", "backslashreplace").decode()
-
-
-def _steadily(action: Callable[..., None], *args: Any) -> None:
-    """Do something that may be repeated, although the database is away for a moment."""
-    connection = connections[rows_of().db]
-    for delay in RETRY_DELAYS:
-        try:
-            return action(*args)
-        except (OperationalError, InterfaceError):
-            if connection.in_atomic_block:
-                raise
-            connection.close()
-            time.sleep(delay)
-    return action(*args)
-
-
-def _despite(error: BaseException | None, action: Callable[..., None], *args: Any) -> None:
-    """Do something of which a failure must not hide the error that came first."""
-    try:
-        _steadily(action, *args)
-    except Error:
-        if error is None:
-            raise
-        logger.exception("The end of a run could not be recorded.")
-
-
-def _in_thread(function: Callable[..., None], *args: Any) -> Coroutine[Any, Any, None]:
-    return sync_to_async(function)(*args)
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await something that must not be left halfway, and be cancelled only then."""
-    task = asyncio.ensure_future(work)
-    interruption = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            interruption = error
-    if interruption is not None:
-        task.exception()
-        raise interruption
-    task.result()

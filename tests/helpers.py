@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from django.db import connection
+from django.db import connection, transaction
 from django.http import HttpResponse
 from django.test import Client
 
@@ -40,6 +43,29 @@ def statuses(*runs: AbstractRun) -> list[str]:
     """Return the statuses in the database, in the order given."""
     found = dict(get_run_model()._default_manager.values_list("run_id", "status"))
     return [found[run.run_id] for run in runs]
+
+
+@contextmanager
+def locked_elsewhere(*runs: AbstractRun) -> Iterator[None]:
+    """Let another session hold a lock on the rows of runs."""
+    locked, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        rows = get_run_model()._base_manager.select_for_update()
+        with transaction.atomic():
+            assert len(rows.filter(pk__in=[run.pk for run in runs])) == len(runs)
+            locked.set()
+            done.wait(20)
+        connection.close()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert locked.wait(5)
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 class ApiClient(Client):

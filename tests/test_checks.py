@@ -23,7 +23,7 @@ from django_run_cancel.conf import RunCancelSettings, settings
 from django_run_cancel.models import AbstractRun, CancellationItem
 from django_run_cancel.services import cancel_runs
 from django_run_cancel.states import RunStatus
-from tests.helpers import IS_SQLITE, make_run
+from tests.helpers import IS_POSTGRESQL, IS_SQLITE, make_run
 
 
 def found(check: Any) -> list[str]:
@@ -197,8 +197,9 @@ def test_backends__cannot_be_made(configured: Any) -> None:
     [
         ({"COMMAND": ["{run_id}"], "TIMOUT": 1}, "unknown OPTIONS: TIMOUT"),
         ({}, "needs OPTIONS: COMMAND"),
-        ({"COMMAND": ["{run_id}"], "TIMEOUT": 0}, "must be seconds above 0"),
-        ({"COMMAND": ["{run_id}"], "TIMEOUT": "2"}, "must be seconds above 0"),
+        ({"COMMAND": ["{run_id}"], "TIMEOUT": 0}, "must be seconds, above 0 and up to 10"),
+        ({"COMMAND": ["{run_id}"], "TIMEOUT": 11}, "must be seconds, above 0 and up to 10"),
+        ({"COMMAND": ["{run_id}"], "TIMEOUT": "2"}, "must be seconds, above 0 and up to 10"),
     ],
 )
 def test_backends__options(options: Any, message: str) -> None:
@@ -234,6 +235,16 @@ def test_failed_deliveries() -> None:
 def test_settings__without_time_zones() -> None:
     with override_settings(USE_TZ=False):
         assert found(check_settings) == ["E006"]
+
+
+@pytest.mark.skipif(not IS_POSTGRESQL, reason="only PostgreSQL can tell")
+def test_databases__listening_without_psycopg_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    from django.db.backends.postgresql import psycopg_any
+
+    with override_settings(RUN_CANCEL_LISTEN=True):
+        assert found(check_databases) == []
+        monkeypatch.setattr(psycopg_any, "is_psycopg3", False)
+        assert found(check_databases) == ["W010"]
 
 
 class RunsElsewhere:

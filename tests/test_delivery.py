@@ -1,23 +1,26 @@
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from django_run_cancel import delivery
+from django_run_cancel import delivery, handling, outbox
 from django_run_cancel.backends import get_backend
 from django_run_cancel.backends.base import BaseBackend, StopOutcome, StopRequest
 from django_run_cancel.backends.dummy import DummyBackend
-from django_run_cancel.delivery import deliver_due, queue_size, retry_deliveries
+from django_run_cancel.delivery import deliver_due
 from django_run_cancel.evidence import record_stopped
 from django_run_cancel.models import CancellationItem, get_run_model
+from django_run_cancel.outbox import queue_size, retry_deliveries
 from django_run_cancel.services import cancel_runs
 from django_run_cancel.states import RunStatus
 from tests.helpers import IS_SQLITE, ids, make_run, make_runs
@@ -213,6 +216,31 @@ def test_told_once__not_for_ever(dummy: DummyBackend, status: str) -> None:
     assert len(dummy.stopped) == 2
 
 
+def test_told_once__a_few_times_if_it_never_started(dummy: DummyBackend) -> None:
+    """Whoever did not hear it is refused at the start."""
+    run = cancelled(RunStatus.QUEUED)
+    dummy.outcome = StopOutcome.TOLD_ONCE
+    for _ in range(5):
+        deliver_due()
+        CancellationItem.objects.update(next_attempt_at=timezone.now())
+    assert len(dummy.stopped) == delivery.MAX_REPEATS == 3
+    assert item_of(run).delivery == "delivered"
+
+
+def test_waiting_to_be_tried_again__is_running_unless_handed_back(dummy: DummyBackend) -> None:
+    handed_back, at_work = (make_run(RunStatus.RUNNING) for _ in range(2))
+    for run, holder in ((handed_back, None), (at_work, uuid4())):
+        run.mark_queued()
+        rows = get_run_model()._default_manager.filter(pk=run.pk)
+        rows.update(started_at=timezone.now(), execution_id=holder, external_id=run.run_id)
+    cancel_runs([handed_back.run_id, at_work.run_id], requested_by="tests")
+    deliver_due()
+    assert {request.run_id: request.running for request, _ in dummy.stopped} == {
+        handed_back.run_id: False,
+        at_work.run_id: True,
+    }
+
+
 def test_told_once__of_a_run_that_has_been_deleted(dummy: DummyBackend) -> None:
     run = cancelled()
     get_run_model()._default_manager.all().delete()
@@ -250,6 +278,13 @@ def test_error_that_no_database_can_store(dummy: DummyBackend) -> None:
     dummy.outcome = OSError("\0 \ud800 é")
     assert deliver_due().failed == 1
     assert item_of(run).last_error == "OSError:  \\ud800 é"
+
+
+def test_error_with_the_password_of_a_broker(dummy: DummyBackend) -> None:
+    run = cancelled()
+    dummy.outcome = OSError("cannot reach amqp://guest:secret@broker:5672/a@b")
+    assert deliver_due().failed == 1
+    assert item_of(run).last_error == "OSError: cannot reach amqp://…@broker:5672/a@b"
 
 
 def test_last_attempt__failed_and_loud_until_somebody_retries(
@@ -295,9 +330,9 @@ def test_bad_rows__hold_nobody_up(dummy: DummyBackend) -> None:
 
 def test_worker_killed_between_claim_and_call(dummy: DummyBackend) -> None:
     run = cancelled()
-    assert len(delivery._claim(delivery.DELIVERY, 10)) == 1
+    assert len(outbox.claim(outbox.DELIVERY, 10)) == 1
     assert not deliver_due()
-    pass_time(delivery.LEASE.total_seconds() + 1)
+    pass_time(outbox.LEASE.total_seconds() + 1)
     assert deliver_due().delivered == 1
     assert (len(dummy.stopped), item_of(run).attempts) == (1, 2)
 
@@ -310,7 +345,7 @@ def test_worker_killed_between_call_and_record(dummy: DummyBackend, monkeypatch:
         deliver_due()
     monkeypatch.undo()
     assert item_of(run).delivery == "pending"
-    pass_time(delivery.LEASE.total_seconds() + 1)
+    pass_time(outbox.LEASE.total_seconds() + 1)
     assert deliver_due().delivered == 1
     assert state_of(run) == ("delivered", "killed")
 
@@ -324,7 +359,7 @@ def test_late_worker__does_not_overwrite_what_came_after(
 
     def slow(self: DummyBackend, requests: Any, *, force: bool) -> Any:
         monkeypatch.undo()
-        pass_time(delivery.LEASE.total_seconds() + 1)
+        pass_time(outbox.LEASE.total_seconds() + 1)
         self.outcome = OSError("away")
         assert deliver_due().failed == 1
         self.outcome = StopOutcome.TOLD
@@ -390,6 +425,12 @@ def test_handlers__once_even_for_what_never_started(
     }
 
 
+def test_handlers__at_most_so_many(dummy: DummyBackend, handled: list[str]) -> None:
+    for _ in range(3):
+        cancelled()
+    assert [deliver_due(limit=2).handled, deliver_due(limit=2).handled] == [2, 1]
+
+
 def test_handlers__all_or_nothing(dummy: DummyBackend, handled: Any, settings: Any) -> None:
     settings.RUN_CANCEL_HANDLERS = [f"{__name__}.book", f"{__name__}.explode"]
     settings.RUN_CANCEL_MAX_ATTEMPTS = 2
@@ -420,15 +461,25 @@ def test_handlers__one_that_fails_holds_nobody_up(
     assert deliver_due().handled == 1
 
 
-def test_handlers__whose_lease_ran_out(dummy: DummyBackend, handled: Any, settings: Any) -> None:
-    settings.RUN_CANCEL_HANDLERS = [f"{__name__}.slow"]
-    cancelled(), cancelled()
-    deliver_due()
-    assert len(handled) == len(set(handled)) == 2
+def test_handlers__whose_lease_ran_out(dummy: DummyBackend, handled: Any, monkeypatch: Any) -> None:
+    """This process was held up after the claim, and another worker has come."""
+    real, late = handling.claim, []
+
+    def claim(*args: Any) -> list[CancellationItem]:
+        items = real(*args)
+        if not late:
+            late.extend(items)
+            CancellationItem.objects.filter(pk=items[0].pk).update(handling="delivered")
+        return items
+
+    monkeypatch.setattr(handling, "claim", claim)
+    cancelled()
+    cancelled()
+    assert deliver_due().handled == 1
+    assert len(handled) == 1
 
 
-@pytest.mark.django_db(transaction=True)
-def test_handler_that_catches_an_error_of_the_database(settings: Any) -> None:
+def test_handler_that_catches_an_error_of_the_database(dummy: DummyBackend, settings: Any) -> None:
     settings.RUN_CANCEL_HANDLERS = [f"{__name__}.swallow"]
     run = cancelled()
     report = deliver_due()
@@ -438,13 +489,89 @@ def test_handler_that_catches_an_error_of_the_database(settings: Any) -> None:
     assert "A handler caught an error of the database" in item.handling_error
 
 
-def slow(item: CancellationItem) -> None:
-    """Take so long that, for the second item, another worker has come."""
-    book(item)
-    if len(HANDLED) == 1:
-        others = CancellationItem.objects.exclude(pk=item.pk)
-        others.update(handling="delivered", next_handling_at=None)
-        HANDLED.append("by another worker")
+def leave(item: CancellationItem) -> None:
+    """Call something that ends the process, as command line tools do."""
+    sys.exit("no licence")
+
+
+def test_handlers__one_that_exits_has_failed(dummy: DummyBackend, settings: Any) -> None:
+    settings.RUN_CANCEL_HANDLERS = [f"{__name__}.leave"]
+    run = cancelled()
+    assert deliver_due().failed == 1
+    assert (item_of(run).handling, item_of(run).handling_error) == (
+        "pending",
+        "SystemExit: no licence",
+    )
+
+
+class Death(BaseException):
+    """In the place of the end of the process."""
+
+
+def die(item: CancellationItem) -> None:
+    if item.run_id in HANDLED:
+        raise Death
+    make_run(RunStatus.COMPLETED, title=f"refund of {item.run_id}")
+
+
+def test_handlers__one_that_kills_the_worker_fails_in_the_end(
+    dummy: DummyBackend, handled: list[str], settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And costs no other item an attempt."""
+    settings.RUN_CANCEL_HANDLERS = [f"{__name__}.die"]
+    settings.RUN_CANCEL_MAX_ATTEMPTS = 3
+    deadly, other = cancelled(), cancelled()
+    handled.append(deadly.run_id)
+    deaths = 0
+    for _ in range(6):
+        try:
+            deliver_due()
+        except Death:
+            deaths += 1
+        pass_time(outbox.LEASE.total_seconds() + 1)
+    assert deaths == 3
+    assert (item_of(deadly).handling, item_of(deadly).handling_attempts) == ("failed", 3)
+    assert item_of(deadly).handling_error == "The worker ended during the last attempt."
+    assert (item_of(other).handling, item_of(other).handling_attempts) == ("delivered", 1)
+    assert "has failed: The worker ended" in caplog.text
+    assert retry_deliveries() == 1
+
+
+class Deadly(BaseBackend):
+    """Ends the process."""
+
+    ends: BaseException = Death()
+
+    def stop(self, requests: Sequence[StopRequest], *, force: bool) -> Any:
+        raise self.ends
+
+
+def test_backend_that_kills_the_worker__costs_no_other_an_attempt(
+    dummy: DummyBackend, settings: Any
+) -> None:
+    settings.RUN_CANCEL_BACKENDS = {
+        "a-deadly": {"BACKEND": f"{__name__}.Deadly"},
+        **settings.RUN_CANCEL_BACKENDS,
+    }
+    settings.RUN_CANCEL_MAX_ATTEMPTS = 2
+    deadly, other = cancelled(backend="a-deadly"), cancelled()
+    for _ in range(2):
+        with pytest.raises(Death):
+            deliver_due()
+        pass_time(outbox.LEASE.total_seconds() + 1)
+    assert deliver_due().delivered == 1
+    assert (item_of(other).delivery, item_of(other).attempts) == ("delivered", 1)
+    assert (item_of(deadly).delivery, item_of(deadly).attempts) == ("failed", 2)
+
+
+def test_backend_that_exits__has_failed(
+    dummy: DummyBackend, settings: Any, monkeypatch: Any
+) -> None:
+    settings.RUN_CANCEL_BACKENDS = {"mine": {"BACKEND": f"{__name__}.Deadly"}}
+    monkeypatch.setattr(Deadly, "ends", SystemExit("no licence"))
+    run = cancelled(backend="mine")
+    assert deliver_due().failed == 1
+    assert item_of(run).last_error == "SystemExit: no licence"
 
 
 def test_no_handlers__nothing_is_pending(dummy: DummyBackend) -> None:

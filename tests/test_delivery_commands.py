@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import OperationalError
+from django.db import OperationalError, connection
 
 from django_run_cancel.backends.dummy import DummyBackend
 from django_run_cancel.delivery import DeliveryReport
@@ -20,6 +20,7 @@ from django_run_cancel.services import cancel_runs
 from django_run_cancel.states import RunStatus
 from tests.helpers import ids, make_runs
 from tests.test_delivery import cancelled, dummy, item_of
+from tests.test_worker import elsewhere
 
 __all__ = ["dummy"]
 
@@ -71,6 +72,30 @@ def test_burst__until_nothing_is_due(dummy: DummyBackend) -> None:
     assert output.count("delivered=1") == 1
 
 
+def test_idle_worker__keeps_its_connection(dummy: DummyBackend, monkeypatch: Any) -> None:
+    """Also where CONN_MAX_AGE is 0, as it is by default."""
+    opened = []
+
+    def deliver_due(limit: int) -> DeliveryReport:
+        connection.ensure_connection()
+        opened.append(connection.connection)
+        if len(opened) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return DeliveryReport()
+
+    monkeypatch.setattr(run_cancel_worker, "deliver_due", deliver_due)
+    run("run_cancel_worker", "--interval=0.01")
+    assert len(opened) == 3
+    assert len(set(map(id, opened))) == 1
+
+
+def test_not_in_the_main_thread(dummy: DummyBackend) -> None:
+    """Where no signal handler can be set."""
+    item = cancelled()
+    elsewhere(run, "run_cancel_worker", "--once")
+    assert item_of(item).delivery == "delivered"
+
+
 def test_queue_size__a_line_of_figures(dummy: DummyBackend) -> None:
     cancelled()
     line = run("run_cancel_worker", "--queue-size")
@@ -112,7 +137,8 @@ def test_sigterm__the_second_one_at_once(dummy: DummyBackend, monkeypatch: Any) 
 
 
 def test_database_away__goes_on(monkeypatch: Any, caplog: pytest.LogCaptureFixture) -> None:
-    answers: list[Any] = [OperationalError("away"), DeliveryReport(), DeliveryReport(delivered=1)]
+    away = OperationalError("away")
+    answers: list[Any] = [away, away, away, DeliveryReport(), DeliveryReport(delivered=1)]
 
     def deliver_due(limit: int) -> DeliveryReport:
         answer = answers.pop(0)
@@ -125,7 +151,9 @@ def test_database_away__goes_on(monkeypatch: Any, caplog: pytest.LogCaptureFixtu
     monkeypatch.setattr(run_cancel_worker, "deliver_due", deliver_due)
     run("run_cancel_worker", "--interval=0.01")
     assert answers == []
-    assert "goes on after an error of the database" in caplog.text
+    # Once, and not at each step.
+    assert caplog.text.count("goes on after an error of the database") == 1
+    assert caplog.text.count("has the database back") == 1
 
 
 @pytest.mark.parametrize("mode", ["--once", "--burst"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -16,7 +17,7 @@ from django_run_cancel.exceptions import BackendError, TransitionNotAllowed, Unk
 from django_run_cancel.models import get_run_model
 from django_run_cancel.services import cancel_runs
 from django_run_cancel.states import RunStatus
-from tests.helpers import make_run
+from tests.helpers import IS_SQLITE, locked_elsewhere, make_run
 
 Capture = Callable[..., Any]
 
@@ -149,8 +150,8 @@ def test_job_that_dispatches_its_run_anew_while_it_is_handed_over(
     assert run.dispatch_due_at is not None  # the second one is still to be handed over
 
 
-def test_dead_backend__costs_some_attempts_and_holds_nobody_up(
-    dummy: DummyBackend, settings: Any
+def test_dead_backend__costs_some_time_and_holds_nobody_up(
+    dummy: DummyBackend, settings: Any, monkeypatch: Any
 ) -> None:
     settings.RUN_CANCEL_BACKENDS = {
         **settings.RUN_CANCEL_BACKENDS,
@@ -160,7 +161,14 @@ def test_dead_backend__costs_some_attempts_and_holds_nobody_up(
     assert isinstance(dead, DummyBackend)
     dead.outcome = BackendError("dead")
     attempts = []
-    dead.dispatch = lambda run: attempts.append(run) or DummyBackend.dispatch(dead, run)  # type: ignore
+
+    def hang(run: Any) -> None:
+        attempts.append(run)
+        time.sleep(0.06)
+        DummyBackend.dispatch(dead, run)
+
+    monkeypatch.setattr(dead, "dispatch", hang)
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
     runs = [created() for _ in range(6)]
     for run in runs:
         dispatch(run, "dead")
@@ -169,10 +177,65 @@ def test_dead_backend__costs_some_attempts_and_holds_nobody_up(
     attempts.clear()
     let_time_pass()
     assert redispatch(limit=6) == 0
-    assert len(attempts) == module.MAX_FAILURES
+    assert len(attempts) == 2
     get_run_model()._default_manager.filter(pk=alive.pk).update(dispatch_due_at=timezone.now())
     assert redispatch(limit=6) == 1  # all six of the dead are due later
     assert dummy.dispatched == [alive.external_id] * 2
+
+
+def test_executor_that_refuses_some__is_not_away(dummy: DummyBackend, monkeypatch: Any) -> None:
+    """What is refused at once costs no time, and keeps no other run of the backend waiting."""
+    refused, good = [created() for _ in range(9)], created()
+    ids: set[str] = set()
+    real = DummyBackend.dispatch
+
+    def reach(self: DummyBackend, given: Any) -> None:
+        if given.external_id in ids:
+            raise BackendError("a process of another host")
+        real(self, given)
+
+    monkeypatch.setattr(DummyBackend, "dispatch", reach)
+    for run in refused:
+        monkeypatch.setattr(dummy, "new_external_id", lambda run: ids.add(run.run_id) or run.run_id)
+        dispatch(run, "dummy")
+    monkeypatch.undo()
+    monkeypatch.setattr(DummyBackend, "dispatch", reach)
+    dummy.outcome = BackendError("away for a moment")
+    dispatch(good, "dummy")
+    dummy.clear()
+    let_time_pass()
+    assert redispatch() == 1
+    assert dummy.dispatched == [good.external_id]
+
+
+def test_executor_away_for_long__is_said_loudly(
+    dummy: DummyBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = created()
+    dummy.outcome = BackendError("broker is away")
+    dispatch(run, "dummy")
+    let_time_pass()
+    redispatch()
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    let_time_pass(queued_at=timezone.now() - timedelta(seconds=301))
+    redispatch()
+    assert caplog.records[-1].levelname == "ERROR"
+    run.refresh_from_db()
+    assert run.dispatch_due_at > timezone.now() + timedelta(seconds=140)
+
+
+@pytest.mark.skipif(IS_SQLITE, reason="SQLite locks no rows")
+def test_run_that_somebody_has_locked__keeps_no_other_waiting(dummy: DummyBackend) -> None:
+    locked, other = created(), created()
+    dummy.outcome = BackendError("away")
+    for run in (locked, other):
+        dispatch(run, "dummy")
+    dummy.clear()
+    let_time_pass()
+    with locked_elsewhere(locked):
+        assert redispatch() == 1
+    assert dummy.dispatched == [other.external_id]
+    assert redispatch() == 1
 
 
 def test_backend_that_is_not_configured_any_more(dummy: DummyBackend, settings: Any) -> None:

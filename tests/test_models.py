@@ -115,6 +115,7 @@ class TestSave:
             "started_at",
             "finished_at",
             "heartbeat_at",
+            "execution_id",
             "failure_reason",
             "cancellation",
             "cancellation_id",

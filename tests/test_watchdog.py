@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -16,11 +17,16 @@ from django_run_cancel.evidence import record_stopped
 from django_run_cancel.models import CancellationItem, get_run_model
 from django_run_cancel.services import cancel_runs
 from django_run_cancel.states import RunStatus
-from django_run_cancel.watchdog import escalate, mark_stalled, presume
-from tests.helpers import ids, make_run, make_runs, statuses
+from django_run_cancel.watchdog import escalate, look_for_stalled, mark_stalled, presume
+from tests.helpers import IS_SQLITE, ids, locked_elsewhere, make_run, make_runs, statuses
 from tests.test_delivery import backends, cancelled, dummy, item_of, pass_time, state_of
 
 __all__ = ["backends", "dummy"]
+
+
+@pytest.fixture(autouse=True)
+def _not_looked_yet(monkeypatch: Any) -> None:
+    monkeypatch.setattr(watchdog, "_looked_at", float("-inf"))
 
 
 def forces(dummy: DummyBackend) -> list[bool]:
@@ -166,6 +172,48 @@ def test_mark_stalled__only_when_the_host_wants_it(dummy: DummyBackend, settings
     stalled.refresh_from_db()
     assert stalled.failure_reason == "No sign of life for 60 seconds."
     assert stalled.finished_at is not None
+
+
+def test_look_for_stalled__now_and_then(dummy: DummyBackend, settings: Any) -> None:
+    """It reads all running runs."""
+    settings.RUN_CANCEL_STALLED_SECONDS = 60
+    assert look_for_stalled() == 0
+    for _ in range(3):
+        silent(100)
+    assert look_for_stalled() == 0
+    settings.RUN_CANCEL_STALLED_SECONDS = 0.5
+    time.sleep(0.06)
+    assert [look_for_stalled(limit=2), look_for_stalled(limit=2)] == [2, 1]  # at once if full
+    silent(100)
+    assert look_for_stalled() == 0
+    time.sleep(0.06)
+    assert look_for_stalled() == 1
+
+
+@pytest.mark.skipif(IS_SQLITE, reason="SQLite locks no rows")
+def test_runs_that_somebody_has_locked__keep_no_other_waiting(
+    dummy: DummyBackend, settings: Any
+) -> None:
+    """Such as by the code of the run itself, in a transaction that takes long."""
+    settings.RUN_CANCEL_STALLED_SECONDS = 60
+    killed, killed_too, stalled, stalled_too = cancelled(), cancelled(), silent(100), silent(100)
+    presumed, presumed_too = (cancelled(backend="", external_id="") for _ in range(2))
+    get_run_model().objects.filter(pk__in=[presumed.pk, presumed_too.pk]).update(
+        finished_at=timezone.now() - timedelta(seconds=301)
+    )
+    dummy.outcome = StopOutcome.STOPPED
+    with locked_elsewhere(killed, stalled, presumed):
+        report = deliver_due()
+        assert (report.delivered, report.repeated, report.stalled, report.presumed) == (1, 1, 1, 1)
+    assert [state_of(run) for run in (killed, killed_too)] == [
+        ("pending", "stopping"),
+        ("delivered", "killed"),
+    ]
+    assert statuses(stalled, stalled_too) == ["running", "timed_out"]
+    watchdog._looked_at = float("-inf")
+    report = deliver_due()
+    assert (report.delivered, report.stalled, report.presumed) == (1, 1, 1)
+    assert state_of(killed) == ("delivered", "killed")
 
 
 def test_mark_stalled__at_most_so_many(dummy: DummyBackend) -> None:

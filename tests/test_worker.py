@@ -4,23 +4,30 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
+import selectors
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import count
-from typing import Any
+from typing import Any, ClassVar
+from uuid import uuid4
 
 import pytest
 from django.db import Error, connection, connections, transaction
 from django.utils import timezone
 
-from django_run_cancel import watcher, worker
+from django_run_cancel import attempts, sql, watcher, worker
+from django_run_cancel.callbacks import Callbacks
+from django_run_cancel.dispatch import dispatch
 from django_run_cancel.exceptions import RunCancelled, RunInProgress, TransitionNotAllowed
-from django_run_cancel.models import get_run_model
+from django_run_cancel.models import AbstractRun, get_run_model
 from django_run_cancel.services import cancel_runs
 from django_run_cancel.states import TERMINAL, WAITING, RunStatus, StopState
 from django_run_cancel.worker import Execution, execution
@@ -150,11 +157,39 @@ class TestGate:
 
     def test_an_answer_that_was_lost_is_no_other_execution(self) -> None:
         """The first attempt had been committed when the connection died."""
-        now = timezone.now()
-        run = make_run(RunStatus.RUNNING, started_at=now, heartbeat_at=now)
+        token = uuid4()
+        run = make_run(RunStatus.RUNNING, execution_id=token)
         executed = execution(run.run_id)
-        executed._start(now)
+        executed._start(token)
         assert executed.run == run
+        with pytest.raises(RunInProgress):
+            execution(run.run_id)._start(uuid4())
+
+    @pytest.mark.parametrize("error", [SystemExit(), OSError("no descriptors left")])
+    def test_what_comes_before_the_work_ends_the_run(
+        self, error: BaseException, monkeypatch: Any
+    ) -> None:
+        """Such as a signal, between the start and the first line of work."""
+
+        def watch(executed: Execution) -> None:
+            raise error
+
+        monkeypatch.setattr(worker, "watch", watch)
+        run = make_run()
+        with pytest.raises(type(error)), execution(run.run_id):
+            pytest.fail("It was entered.")
+        assert fresh(run).status == RunStatus.FAILED
+        assert run.failure_reason.startswith(type(error).__name__)
+
+    def test_what_comes_before_the_start_leaves_the_run_alone(self, monkeypatch: Any) -> None:
+        def steadily(*args: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(worker, "steadily", steadily)
+        run = make_run()
+        with pytest.raises(KeyboardInterrupt), execution(run.run_id):
+            pytest.fail("It was entered.")
+        assert fresh(run).status == RunStatus.QUEUED
 
 
 class TestTakingOver:
@@ -204,6 +239,70 @@ class TestTakingOver:
         cancel(run)
         with pytest.raises(RunCancelled), execution(run.run_id, take_over=True):
             pytest.fail("It came back.")
+
+
+def dispatch_again(run: Any) -> None:
+    dispatch(run, "dummy")
+
+
+class TestMovedFromOutside:
+    """While the code is at work, somebody queues, pauses or dispatches its run."""
+
+    MOVES: ClassVar[list[Callable[[Any], None]]] = [
+        AbstractRun.mark_queued,
+        AbstractRun.mark_paused,
+        dispatch_again,
+    ]
+
+    @pytest.mark.parametrize("move", MOVES)
+    def test_started_again__the_first_one_loses_it(self, move: Callable[[Any], None]) -> None:
+        run = make_run()
+        with pytest.raises(RunInProgress), execution(run.run_id) as first:
+            move(fresh(run))
+            with execution(run.run_id) as second:
+                with pytest.raises(RunInProgress):
+                    work_on(first)
+                first._finish(None)
+                assert fresh(run).status == RunStatus.RUNNING
+                assert not second.cancel_requested
+            assert fresh(run).status == RunStatus.COMPLETED
+            first.checkpoint()
+        assert fresh(run).status == RunStatus.COMPLETED
+
+    @pytest.mark.parametrize("move", MOVES)
+    def test_cancelled__only_the_code_at_work_acknowledges(
+        self, move: Callable[[Any], None]
+    ) -> None:
+        """Not the job that is refused meanwhile."""
+        run = make_run()
+        with pytest.raises(RunCancelled), execution(run.run_id) as executed:
+            move(fresh(run))
+            cancel(run)
+            with pytest.raises(RunCancelled), execution(run.run_id):
+                pytest.fail("It came back.")
+            assert fresh(run).stop_state == StopState.STOPPING
+            work_on(executed)
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
+    @pytest.mark.parametrize("move", MOVES)
+    def test_cancelled_after_the_code_has_left(self, move: Callable[[Any], None]) -> None:
+        run = make_run()
+        with execution(run.run_id):
+            move(fresh(run))
+        assert fresh(run).execution_id is None
+        cancel(run)
+        with pytest.raises(RunCancelled), execution(run.run_id):
+            pytest.fail("It came back.")
+        waited = move is not AbstractRun.mark_paused
+        assert fresh(run).stop_state == ("acknowledged" if waited else "stopping")
+
+    def test_resumed_from_outside__the_code_still_has_it(self) -> None:
+        run = make_run()
+        with execution(run.run_id) as executed:
+            fresh(run).mark_paused()
+            fresh(run).mark_running()
+            work_on(executed, 0.1)
+        assert fresh(run).status == RunStatus.COMPLETED
 
 
 class TestLeaving:
@@ -314,7 +413,7 @@ class TestStopping:
         assert fresh(run).stop_state == StopState.ACKNOWLEDGED
         assert run.stopped_at is not None
 
-    @pytest.mark.parametrize("status", [RunStatus.TERMINATED, RunStatus.TIMED_OUT])
+    @pytest.mark.parametrize("status", sorted(TERMINAL - {RunStatus.CANCELLED}))
     def test_ended_from_outside(self, status: str) -> None:
         run = make_run()
         with pytest.raises(TransitionNotAllowed) as caught, execution(run.run_id) as executed:
@@ -490,6 +589,28 @@ class TestForks:
         assert fresh(run).stop_state == StopState.ACKNOWLEDGED
 
     @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+    def test_the_child_leaves_the_block(self) -> None:
+        """It is the parent who says how the run ends."""
+        run = make_run()
+        with execution(run.run_id) as executed:
+
+            def child() -> None:
+                with suppress(SystemExit):
+                    try:
+                        sys.exit()
+                    except SystemExit as error:
+                        executed.__exit__(None, error, None)
+                        raise
+
+            assert self.succeeded(self.fork(child))
+            assert fresh(run).status == RunStatus.RUNNING
+            executed._pid += 1  # the same in this process
+            executed.__exit__(None, ValueError(), None)
+            executed._pid -= 1
+            assert fresh(run).status == RunStatus.RUNNING
+        assert fresh(run).status == RunStatus.COMPLETED
+
+    @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
     def test_forks_when_it_is_to_stop(self) -> None:
         run = make_run()
         with execution(run.run_id) as executed:
@@ -575,7 +696,7 @@ class TestWithoutADatabase:
 
     @pytest.mark.parametrize("error", [None, ValueError("the first")])
     def test_away_for_good(self, error: Exception | None, caplog: Any, monkeypatch: Any) -> None:
-        monkeypatch.setattr(worker, "RETRY_DELAYS", [0.01])
+        monkeypatch.setattr(attempts, "RETRY_DELAYS", [0.01])
         run = make_run()
         table = run._meta.db_table
         try:
@@ -590,7 +711,7 @@ class TestWithoutADatabase:
 
     def test_inside_a_transaction_of_the_caller(self, monkeypatch: Any) -> None:
         """Nothing can be repeated there, and waiting would keep its locks."""
-        monkeypatch.setattr(worker, "RETRY_DELAYS", [PATIENCE])
+        monkeypatch.setattr(attempts, "RETRY_DELAYS", [PATIENCE])
         if not IS_SQLITE:
             pytest.skip("Elsewhere a table that is missing is no outage.")
         table = get_run_model()._meta.db_table
@@ -602,6 +723,81 @@ class TestWithoutADatabase:
         finally:
             rename_table("away", table)
         assert time.monotonic() - began < PATIENCE
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Let this process have no file descriptors left."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
+    taken = []
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                taken.append(os.dup(0))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+
+
+class TestWithoutDescriptors:
+    """A process that has none left must still see cancellations, and end its runs."""
+
+    def test_while_it_polls(self, monkeypatch: Any) -> None:
+        run = make_run()
+        with pytest.raises(RunCancelled), execution(run.run_id) as executed:
+            work_on(executed, 0.1)
+            monkeypatch.setattr(selectors, "DefaultSelector", self.none_left)
+            work_on(executed, 0.1)
+            elsewhere(cancel, run)
+            work_on(executed)
+        monkeypatch.undo()
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
+    def none_left(self) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    @pytest.mark.skipif(IS_SQLITE, reason="SQLite needs descriptors to write")
+    def test_for_real(self) -> None:
+        run = make_run()
+        with pytest.raises(RunCancelled), execution(run.run_id) as executed:
+            work_on(executed, 0.2)  # by now the thread has its connection
+            with no_descriptors():
+                cancel(run)
+                work_on(executed)
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
+    @pytest.mark.skipif(IS_SQLITE, reason="SQLite needs descriptors to write")
+    def test_when_it_starts(self) -> None:
+        run = make_run()
+        assert fresh(run)  # connected
+        with (
+            no_descriptors(),
+            pytest.raises(OSError, match="Too many open files"),
+            execution(run.run_id),
+        ):
+            pytest.fail("It was entered.")
+        assert fresh(run).status == RunStatus.FAILED
+        other = make_run()
+        with execution(other.run_id):
+            pass
+        assert fresh(other).status == RunStatus.COMPLETED
+
+    def test_no_threads_left(self, monkeypatch: Any) -> None:
+        def start(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        run, other = make_run(), make_run()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            with pytest.raises(RuntimeError, match="new thread"), execution(run.run_id):
+                pytest.fail("It was entered.")
+        assert fresh(run).status == RunStatus.FAILED
+        with execution(other.run_id):
+            pass
+        assert fresh(other).status == RunStatus.COMPLETED
 
 
 class TestHeartbeat:
@@ -640,6 +836,40 @@ class TestHeartbeat:
             time.sleep(0.1)
             elsewhere(cancel, run)
             work_on(second)
+
+    @pytest.mark.skipif(IS_SQLITE, reason="SQLite locks no rows")
+    def test_that_could_not_be_written_is_due_still(self, settings: Any) -> None:
+        """The code has been alive; that somebody had locked the row must not hide it."""
+        settings.RUN_CANCEL_HEARTBEAT_SECONDS = 0.1
+        run = make_run()
+        with execution(run.run_id) as executed:
+            first = fresh(run).heartbeat_at
+            with transaction.atomic():
+                type(run)._base_manager.select_for_update().get(pk=run.pk)
+                executed.checkpoint()
+                time.sleep(0.3)
+            time.sleep(0.2)  # without another checkpoint
+            assert fresh(run).heartbeat_at > first
+
+    def test_that_fails_is_due_still(self, settings: Any, monkeypatch: Any) -> None:
+        settings.RUN_CANCEL_POLL_SECONDS = 60
+        settings.RUN_CANCEL_HEARTBEAT_SECONDS = 60
+        run = make_run()
+        with execution(run.run_id) as executed:
+            settings.RUN_CANCEL_HEARTBEAT_SECONDS = 1e-6
+            executed.checkpoint()
+
+            def update(*args: Any, **values: Any) -> None:
+                raise Error("away")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(sql, "update_unlocked", update)
+                with pytest.raises(Error, match="away"):
+                    watcher._beat([executed])
+            assert executed.alive
+            watcher._beat([executed])
+            assert not executed.alive
+            assert fresh(run).heartbeat_at > run.started_at
 
 
 class TestListening:
@@ -684,6 +914,21 @@ class TestListening:
             cancel(run)
             settings.RUN_CANCEL_LISTEN = True
             work_on(executed)
+
+    @pytest.mark.skipif(not IS_POSTGRESQL, reason="only PostgreSQL can tell")
+    def test_polls_when_it_cannot_listen(
+        self, settings: Any, monkeypatch: Any, caplog: Any
+    ) -> None:
+        settings.RUN_CANCEL_POLL_SECONDS = 0.02
+        run = make_run()
+        with pytest.raises(RunCancelled), execution(run.run_id) as executed:
+            with monkeypatch.context() as patch:
+                patch.setattr(sql, "CHANNEL", "no channel")
+                work_on(executed, 0.2)
+            elsewhere(cancel, run)
+            work_on(executed)
+        (message,) = caplog.messages  # once
+        assert message.startswith("Cannot listen")
 
     @pytest.mark.skipif(IS_POSTGRESQL, reason="the others cannot tell")
     def test_polls_where_there_is_nothing_to_listen_to(self, settings: Any) -> None:
@@ -762,14 +1007,42 @@ class TestCallbacks:
         assert "did not end well" in caplog.text
         assert fresh(run).stop_state == StopState.ACKNOWLEDGED
 
-    def test_errors(self, caplog: Any) -> None:
+    @pytest.mark.parametrize("kind", [ValueError, SystemExit])
+    def test_errors(self, kind: type[BaseException], caplog: Any) -> None:
         run = make_run()
 
         def callback() -> None:
-            raise ValueError("of the callback")
+            raise kind("of the callback")
 
         with execution(run.run_id) as executed:
             executed.on_cancel(callback)
             cancel(run)
-        assert "ValueError: of the callback" in caplog.text
+        assert f"{kind.__name__}: of the callback" in caplog.text
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
+    def test_no_threads_left(self, caplog: Any, monkeypatch: Any) -> None:
+        def start(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        run = make_run()
+        with execution(run.run_id) as executed:
+            cancel(run)
+            with pytest.raises(RunCancelled):
+                work_on(executed)
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", start)
+                executed.on_cancel(lambda: None)
+        assert "can't start new thread" in caplog.text
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
+    def test_interrupted_while_it_waits(self, monkeypatch: Any) -> None:
+        """As by Ctrl-C: the code has left, and that is recorded."""
+
+        def wait(callbacks: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Callbacks, "wait", wait)
+        run = make_run()
+        with pytest.raises(KeyboardInterrupt), execution(run.run_id):
+            cancel(run)
         assert fresh(run).stop_state == StopState.ACKNOWLEDGED

@@ -15,6 +15,8 @@ import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.db import transaction
 
+from django_run_cancel import worker
+from django_run_cancel.callbacks import Callbacks
 from django_run_cancel.exceptions import RunCancelled, RunInProgress, TransitionNotAllowed
 from django_run_cancel.states import RunStatus, StopState
 from django_run_cancel.worker import execution
@@ -177,8 +179,8 @@ class TestStopping:
         run = make_run()
 
         async def main() -> None:
-            async with execution(run.run_id) as executed:
-                await sync_to_async(executed.run.mark_timed_out)()
+            async with execution(run.run_id):
+                await sync_to_async(lambda: fresh(run).mark_timed_out())()
                 await asyncio.sleep(PATIENCE)
 
         with pytest.raises(TransitionNotAllowed):
@@ -467,3 +469,67 @@ class TestCallbacks:
         assert cancelled == [True]
         assert "did not end well" in caplog.text
         assert acknowledged(run)
+
+    def test_after_the_loop_has_ended(self) -> None:
+        """It runs all the same, on a loop of its own."""
+        loop, called = asyncio.new_event_loop(), threading.Event()
+        loop.close()
+
+        async def callback() -> None:
+            called.set()
+
+        callbacks = Callbacks()
+        callbacks.add(callback, PATIENCE)
+        callbacks.begin(loop)
+        callbacks.wait()
+        assert called.is_set()
+
+
+class TestEntering:
+    @pytest.mark.parametrize("error", [SystemExit(), OSError("no descriptors left")])
+    def test_what_comes_before_the_work_ends_the_run(
+        self, error: BaseException, monkeypatch: Any
+    ) -> None:
+        run = make_run()
+
+        def watch(executed: Any) -> None:
+            raise error
+
+        async def main() -> None:
+            with pytest.raises(type(error)):
+                async with execution(run.run_id):
+                    pytest.fail("It was entered.")
+
+        monkeypatch.setattr(worker, "watch", watch)
+        run_async(main)
+        assert fresh(run).status == RunStatus.FAILED
+        assert run.failure_reason.startswith(type(error).__name__)
+
+    def test_what_comes_before_the_start_leaves_the_run_alone(self, monkeypatch: Any) -> None:
+        run = make_run()
+
+        def to_the_end(work: Coroutine[Any, Any, None]) -> None:
+            work.close()
+            raise KeyboardInterrupt
+
+        async def main() -> None:
+            with pytest.raises(KeyboardInterrupt):
+                async with execution(run.run_id):
+                    pytest.fail("It was entered.")
+
+        monkeypatch.setattr(worker, "to_the_end", to_the_end)
+        run_async(main)
+        assert fresh(run).status == RunStatus.QUEUED
+
+    def test_a_forked_process_that_leaves_says_nothing(self) -> None:
+        run = make_run()
+
+        async def main() -> None:
+            async with execution(run.run_id) as executed:
+                executed._pid += 1
+                await executed.__aexit__(None, ValueError(), None)
+                executed._pid -= 1
+                assert await sync_to_async(statuses)(run) == [RunStatus.RUNNING]
+
+        run_async(main)
+        assert statuses(run) == [RunStatus.COMPLETED]

@@ -23,10 +23,10 @@ from django_run_cancel.admin.base import (
     starts_with,
 )
 from django_run_cancel.admin.cancelling import CancelRunsAdminMixin
-from django_run_cancel.delivery import retry_deliveries
 from django_run_cancel.evidence import with_evidence
 from django_run_cancel.ids import CANCELLATION_PREFIX
 from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
+from django_run_cancel.outbox import retry_deliveries
 from django_run_cancel.states import Delivery, words_of_status, words_of_stop
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from django_run_cancel.api.serializers import (
     RunCancellationItemSerializer,
     RunCancellationSerializer,
 )
-from django_run_cancel.delivery import retry_deliveries
 from django_run_cancel.evidence import with_evidence
 from django_run_cancel.ids import is_storable
 from django_run_cancel.models import Cancellation
+from django_run_cancel.outbox import retry_deliveries
 
 CANCELLATION_ID = id_parameter(
     "cancellation_id", "From the header Cancellation-Id, or from a run that was cancelled."

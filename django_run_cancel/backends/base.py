@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["BackendError", "BaseBackend", "StopOutcome", "StopRequest"]
 
 
+MAX_TIMEOUT = 10.0
+"""Seconds. A step of the delivery worker waits for a few of these, and must end within its lease.
+"""
+
+
 class StopOutcome(StrEnum):
     """What came of telling an executor to stop a run.
 
@@ -79,7 +84,7 @@ class BaseBackend:
 
         Args:
             alias: Its key in ``RUN_CANCEL_BACKENDS``.
-            options: Its ``OPTIONS``. ``TIMEOUT`` is in seconds, 2 by default.
+            options: Its ``OPTIONS``. ``TIMEOUT`` is in seconds, 2 by default and at most 10.
 
         Raises:
             ImproperlyConfigured: An option is unknown, missing or wrong.
@@ -93,8 +98,11 @@ class BaseBackend:
         if missing := sorted(self.required_options - set(options)):
             raise ImproperlyConfigured(f"Backend {alias!r} needs OPTIONS: {', '.join(missing)}.")
         timeout = options.get("TIMEOUT", 2.0)
-        if not isinstance(timeout, int | float) or timeout <= 0:
-            raise ImproperlyConfigured(f"TIMEOUT of the backend {alias!r} must be seconds above 0.")
+        if not isinstance(timeout, int | float) or not 0 < timeout <= MAX_TIMEOUT:
+            raise ImproperlyConfigured(
+                f"TIMEOUT of the backend {alias!r} must be seconds, above 0 and up to "
+                f"{MAX_TIMEOUT:g}."
+            )
         self.alias = alias
         self.options = dict(options)
         self.timeout = float(timeout)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from django_run_cancel.models.keys import ApiKey
 from django_run_cancel.models.record import Cancellation, CancellationItem
-from django_run_cancel.models.runs import AbstractRun, Run, RunQuerySet, get_run_model
+from django_run_cancel.models.runs import (
+    AbstractRun,
+    Run,
+    RunQuerySet,
+    get_run_model,
+    run_rows,
+)
 
 __all__ = [
     "AbstractRun",
@@ -14,4 +20,5 @@ __all__ = [
     "Run",
     "RunQuerySet",
     "get_run_model",
+    "run_rows",
 ]

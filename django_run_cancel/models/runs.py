@@ -38,6 +38,7 @@ STATE_FIELDS = frozenset(
         "started_at",
         "finished_at",
         "heartbeat_at",
+        "execution_id",
         "failure_reason",
         "cancellation",
         "stop_state",
@@ -113,6 +114,13 @@ class AbstractRun(models.Model):
     started_at = models.DateTimeField(_("started at"), null=True, blank=True)
     finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
     heartbeat_at = models.DateTimeField(_("heartbeat at"), null=True, blank=True)
+    execution_id = models.UUIDField(
+        _("execution id"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("Whose code holds the run; empty once it has been handed back."),
+    )
     failure_reason = models.TextField(_("failure reason"), blank=True, default="")
     cancellation = models.ForeignKey(
         "django_run_cancel.Cancellation",
@@ -322,3 +330,13 @@ def get_run_model() -> type[AbstractRun]:
         ValueError: The setting is not of the form ``app_label.ModelName``.
     """
     return apps.get_model(settings.RUN_MODEL, require_ready=False)
+
+
+def run_rows(**lookups: Any) -> models.QuerySet[Any]:
+    """Return the runs as the table that has their status, on the database that is written to.
+
+    Of a subclass with a table of its own it is that of the base: through the subclass, ``update()``
+    would look for the status first, and write without asking for it again.
+    """
+    table = get_run_model()._meta.get_field("status").model
+    return table._base_manager.using(router.db_for_write(table)).filter(**lookups)

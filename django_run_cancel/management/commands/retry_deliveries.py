@@ -7,8 +7,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from django_run_cancel.delivery import retry_deliveries
 from django_run_cancel.models import CancellationItem
+from django_run_cancel.outbox import retry_deliveries
 
 
 class Command(BaseCommand):

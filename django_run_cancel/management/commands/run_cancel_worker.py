@@ -9,9 +9,10 @@ import threading
 from typing import Any
 
 from django.core.management.base import BaseCommand
-from django.db import DatabaseError, InterfaceError, close_old_connections
+from django.db import DatabaseError, InterfaceError, connections
 
-from django_run_cancel.delivery import deliver_due, queue_size
+from django_run_cancel.delivery import deliver_due
+from django_run_cancel.outbox import queue_size
 
 logger = logging.getLogger("django_run_cancel")
 
@@ -53,7 +54,9 @@ class Command(BaseCommand):
             self.stdout.write(" ".join(f"{name}={size}" for name, size in queue_size().items()))
             return
         ended = threading.Event()
-        before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+        before = {}
+        if threading.current_thread() is threading.main_thread():  # no other gets signals
+            before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
 
         def end(signum: int, frame: object) -> None:
             ended.set()
@@ -70,16 +73,23 @@ class Command(BaseCommand):
 
     def _work(self, ended: threading.Event, options: dict[str, Any]) -> None:
         only_some = options["once"] or options["burst"]
+        away = False
         while not ended.is_set():
-            close_old_connections()
             try:
                 report = deliver_due(options["batch_size"])
             except (DatabaseError, InterfaceError):
                 if only_some:
                     raise
-                logger.exception("The delivery worker goes on after an error of the database.")
+                if not away:
+                    logger.exception("The delivery worker goes on after an error of the database.")
+                away = True
+                # Not at each step: it would connect anew each time where CONN_MAX_AGE is 0.
+                connections.close_all()
                 ended.wait(options["interval"])
                 continue
+            if away:
+                logger.warning("The delivery worker has the database back.")
+            away = False
             if options["verbosity"] > 1 and report:
                 self.stdout.write(str(report))
             if options["once"] or (options["burst"] and not report):
