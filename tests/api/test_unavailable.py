@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import connection
 
-from django_run_cancel.models import ApiKey, Cancellation, get_run_model
+from django_run_cancel.models import ApiKey, Cancellation
 from tests.api.helpers import (
     BULK,
     assert_sound,
@@ -20,7 +17,7 @@ from tests.api.helpers import (
     make_user,
     stored_runs,
 )
-from tests.helpers import ApiClient, make_run
+from tests.helpers import ApiClient, locked_elsewhere, make_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -65,30 +62,6 @@ def test_away__document() -> None:
         assert ApiClient().get("/v1/openapi.json").status_code == 200
 
 
-@contextmanager
-def held_elsewhere(run: Any) -> Iterator[None]:
-    """Hold the lock on a run in another connection."""
-    locked, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        try:
-            with transaction.atomic():
-                get_run_model()._default_manager.select_for_update().get(pk=run.pk)
-                locked.set()
-                release.wait(10)
-        finally:
-            connection.close()
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    assert locked.wait(10)
-    try:
-        yield
-    finally:
-        release.set()
-        thread.join()
-
-
 @pytest.mark.usefixtures("atomic_requests")
 @pytest.mark.parametrize("path", [BULK, "/v1/runs/{run_id}/cancel"])
 def test_locked__cancel(path: str, api: ApiClient) -> None:
@@ -96,7 +69,7 @@ def test_locked__cancel(path: str, api: ApiClient) -> None:
     api.get("/v1/runs")  # the key has been used, and need not be noted again
     before = stored_runs()
     with impatient():
-        with held_elsewhere(run):
+        with locked_elsewhere(run):
             body = {"run_ids": [run.run_id]}
             assert_busy(api.send(path.format(run_id=run.run_id), body))
             assert stored_runs() == before
@@ -107,7 +80,7 @@ def test_locked__cancel(path: str, api: ApiClient) -> None:
 def test_locked__reading_goes_on(api: ApiClient) -> None:
     run = make_run()
     api.get("/v1/runs")
-    with held_elsewhere(run):
+    with locked_elsewhere(run):
         assert assert_sound(api.get(f"/v1/runs/{run.run_id}"), 200)["status"] == "queued"
 
 
