@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import traceback
@@ -37,14 +38,18 @@ from django_run_cancel.models import (
 from django_run_cancel.states import TERMINAL, WAITING, Outcome, RunStatus, StopState
 from django_run_cancel.watcher import Row, unwatch, watch
 
+Requeue = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
+
 MAX_REASON_LENGTH = 10_000
+
+logger = logging.getLogger(__name__)
 
 
 def execution(
     run_id: str,
     *,
     take_over: bool | float = False,
-    requeue_on: tuple[type[BaseException], ...] = (),
+    requeue_on: Requeue = (),
 ) -> Execution:
     """Start a run, and record how it ends: to be entered with ``with`` or ``async with``.
 
@@ -57,8 +62,8 @@ def execution(
         run_id: Public id of the run.
         take_over: Start the run although it is running: True always does, a number does so when
             its last heartbeat is that many seconds old. The execution that had it is stopped.
-        requeue_on: Exceptions with which the executor is told to try again; they leave the run
-            ``queued``.
+        requeue_on: Exceptions after which the executor tries again, or a function that is given
+            the exception and tells whether it does. The run is left ``queued`` then.
 
     Returns:
         What to enter. ``async with`` also cancels the task that entered it, as
@@ -84,9 +89,7 @@ class Execution:
 
     run: AbstractRun
 
-    def __init__(
-        self, run_id: str, take_over: bool | float, requeue_on: tuple[type[BaseException], ...]
-    ) -> None:
+    def __init__(self, run_id: str, take_over: bool | float, requeue_on: Requeue) -> None:
         self.run_id = run_id
         self.cancelled = False
         self.cancellation: Cancellation | None = None
@@ -246,7 +249,7 @@ class Execution:
         """Write how the code ended, unless the run has been ended already."""
         now = timezone.now()
         values: dict[str, Any] = {"status": RunStatus.COMPLETED, "finished_at": now}
-        if isinstance(error, self._requeue_on):
+        if error is not None and self._is_tried_again(error):
             values = {"status": RunStatus.QUEUED, "queued_at": now, "execution_id": None}
         elif error is not None:
             values |= {"status": RunStatus.FAILED, "failure_reason": _describe(error)}
@@ -261,6 +264,15 @@ class Execution:
             self.cancelled = True
             if not self.cancel_requested:
                 self._obey(partial(RunCancelled, self.run_id), _record(row))
+
+    def _is_tried_again(self, error: BaseException) -> bool:
+        if isinstance(self._requeue_on, type | tuple):
+            return isinstance(error, self._requeue_on)
+        try:
+            return self._requeue_on(error)
+        except Exception:
+            logger.exception("requeue_on of run %s is broken: the run has failed.", self.run_id)
+            return False
 
     def _call_back(self) -> None:
         if self.cancel_requested:

@@ -339,6 +339,40 @@ class TestLeaving:
             pass
         assert fresh(run).status == RunStatus.COMPLETED
 
+    @pytest.mark.parametrize("left", [1, 0])
+    def test_tried_again_if_somebody_says_so(self, left: int) -> None:
+        """Only the executor knows whether there is a try left."""
+        run, asked = make_run(), []
+
+        def tried_again(error: BaseException) -> bool:
+            asked.append(error)
+            return bool(left)
+
+        with pytest.raises(OSError, match="again"), execution(run.run_id, requeue_on=tried_again):
+            raise OSError("again")
+        assert fresh(run).status == (RunStatus.QUEUED if left else RunStatus.FAILED)
+        assert [str(error) for error in asked] == ["again"]
+        other = make_run()
+        with execution(other.run_id, requeue_on=tried_again):
+            pass
+        assert fresh(other).status == RunStatus.COMPLETED
+
+    def test_tried_again_if_somebody_could_say_so(self, caplog: Any) -> None:
+        def broken(error: BaseException) -> bool:
+            raise LookupError("no current job")
+
+        run = make_run()
+        with pytest.raises(OSError, match="again"), execution(run.run_id, requeue_on=broken):
+            raise OSError("again")
+        assert fresh(run).failure_reason == "OSError: again"
+        assert "no current job" in caplog.text
+
+    def test_tried_again_after_one_exception(self) -> None:
+        run = make_run()
+        with pytest.raises(OSError, match="again"), execution(run.run_id, requeue_on=OSError):
+            raise OSError("again")
+        assert fresh(run).status == RunStatus.QUEUED
+
     def test_tried_again_but_cancelled_meanwhile(self) -> None:
         """The retry is refused, and that says that the code has ended."""
         run = make_run()

@@ -39,6 +39,7 @@ def make_app(name: str, url: str) -> Celery:
         autoretry_for=[jobs.Oops],
         retry_backoff=False,
         default_retry_delay=1,
+        max_retries=jobs.TRIES - 1,
     )
     def work(run: Any) -> None:
         jobs.body(run)

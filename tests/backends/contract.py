@@ -5,8 +5,8 @@ A backend's test module gives a :class:`Harness` and subclasses :class:`BackendC
 the part that another kind of worker of the same executor may answer differently.
 
 The job calls ``jobs.body`` inside an ``execution`` of the run. The worker runs one job at a time,
-and tries one that raised ``jobs.Oops`` again after a second or two; until then its run is
-``queued``.
+and tries one that raised ``jobs.Oops`` again after a second or two, ``jobs.TRIES`` times in all.
+Until then its run is ``queued``.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from django_run_cancel.exceptions import RunCancelError
 from django_run_cancel.models import CancellationItem
 from django_run_cancel.states import Delivery, RunStatus, StopState
 from tests.api.servers import database_url
+from tests.backends import jobs
 from tests.backends.jobs import FOLDER, traced
 from tests.backends.services import URLS, Proxy, proxy, require_service
 from tests.helpers import make_run, statuses
@@ -364,6 +365,15 @@ class PoolContract:
         assert self.trace(during).count("started") == 1
         assert self.trace(between).count("started") == 1
         assert statuses(during, between) == ["cancelled", "cancelled"]
+
+    def test_tries_are_used_up__the_run_has_failed(self, harness: Harness) -> None:
+        """It does not wait for ever for a try that never comes."""
+        harness.online()
+        (run,) = self.send("fails_always")
+        self.wait_for(RunStatus.FAILED, run)
+        assert self.trace(run).count("started") == jobs.TRIES
+        run.refresh_from_db()
+        assert run.failure_reason == "tests.backends.jobs.Oops"
 
     def test_abilities_are_declared(self) -> None:
         for name in ("can_drop_queued", "can_stop_running", "can_force", "stops_many"):

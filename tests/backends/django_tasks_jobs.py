@@ -18,8 +18,10 @@ except ImportError:  # Django 5.2
 @task
 def crawl(run_id: str) -> None:
     try:
-        with execution(run_id, requeue_on=(jobs.Oops,)) as current:
+        with execution(run_id, requeue_on=lambda _: jobs.has_tries_left(run_id)) as current:
             jobs.body(current)
     except jobs.Oops:
         # Django Tasks know no retries.
+        if not jobs.has_tries_left(run_id):
+            raise
         crawl.using(run_after=timezone.now() + timedelta(seconds=1)).enqueue(run_id)

@@ -22,11 +22,11 @@ from tests.backends import jobs
 def make_task(name: str, url: str) -> TaskWrapper:
     """Return the task of a Huey of this name."""
 
-    def work(run_id: str) -> None:
-        with cancel_refused(), execution(run_id, requeue_on=(jobs.Oops,)) as run:
+    def work(run_id: str, task: Any = None) -> None:
+        with cancel_refused(), execution(run_id, requeue_on=lambda _: task.retries > 0) as run:
             jobs.body(run)
 
-    decorate: Any = RedisHuey(name, url=url).task(retries=2, retry_delay=1)
+    decorate: Any = RedisHuey(name, url=url).task(retries=2, retry_delay=1, context=True)
     return decorate(work)
 
 

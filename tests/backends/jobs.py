@@ -10,6 +10,9 @@ from typing import Any
 FOLDER = "TRACE_FOLDER"
 
 
+TRIES = 3
+
+
 class Oops(Exception):
     """What a job fails with that its executor tries again."""
 
@@ -72,6 +75,16 @@ def fails_first(execution: Any, run_id: str) -> None:
         raise Oops
 
 
+def fails_always(execution: Any, run_id: str) -> None:
+    """Fail at every try."""
+    raise Oops
+
+
+def has_tries_left(run_id: str) -> bool:
+    """Tell whether a job that its executor does not try again is to try again itself."""
+    return traced(Path(os.environ[FOLDER]), run_id).count("started") < TRIES
+
+
 def fails_when_told(execution: Any, run_id: str) -> None:
     """Run on until there is a file, without asking, and then fail."""
     while not (Path(os.environ[FOLDER]) / f"{run_id}.go").exists():
@@ -81,5 +94,5 @@ def fails_when_told(execution: Any, run_id: str) -> None:
 
 BODIES = {
     function.__name__: function
-    for function in (short, asks, deaf, stubborn, fails_first, fails_when_told)
+    for function in (short, asks, deaf, stubborn, fails_first, fails_always, fails_when_told)
 }

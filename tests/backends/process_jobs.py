@@ -15,7 +15,7 @@ from pathlib import Path
 import django
 
 from django_run_cancel.backends.process import exit_on_sigterm
-from tests.backends.jobs import FOLDER, Oops, body
+from tests.backends.jobs import FOLDER, Oops, body, has_tries_left
 
 
 def main(run_id: str) -> None:
@@ -29,12 +29,14 @@ def main(run_id: str) -> None:
         try:
             with (folder / "turn").open("w") as turn:
                 fcntl.flock(turn, fcntl.LOCK_EX)
-                with execution(run_id, requeue_on=(Oops,)) as run:
+                with execution(run_id, requeue_on=lambda _: has_tries_left(run_id)) as run:
                     body(run)
             return
         except RunCancelled:
             return
         except Oops:
+            if not has_tries_left(run_id):
+                return
             time.sleep(1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from procrastinate import RetryStrategy
+from procrastinate import JobContext, RetryStrategy
 from procrastinate.contrib.django import app
 
 from django_run_cancel.backends.procrastinate import abort_refused
@@ -12,9 +12,12 @@ from django_run_cancel.worker import execution
 from tests.backends import jobs
 
 
-@app.task(name="crawl", retry=RetryStrategy(max_attempts=5, wait=1))
-def crawl(run_id: str) -> None:
-    with abort_refused(), execution(run_id, requeue_on=(jobs.Oops,)) as current:
+@app.task(name="crawl", retry=RetryStrategy(max_attempts=jobs.TRIES - 1, wait=1), pass_context=True)
+def crawl(context: JobContext, run_id: str) -> None:
+    def tried_again(error: BaseException) -> bool:
+        return context.task.get_retry_exception(error, context.job) is not None
+
+    with abort_refused(), execution(run_id, requeue_on=tried_again) as current:
         jobs.body(current)
 
 

@@ -10,14 +10,22 @@ from django.apps import apps
 if not apps.ready:
     django.setup()
 
+from rq import get_current_job
+
 from django_run_cancel.exceptions import RunCancelled, RunInProgress
 from django_run_cancel.worker import execution
 from tests.backends import jobs
 
 
+def tried_again(error: BaseException) -> bool:
+    job = get_current_job()
+    assert job is not None
+    return bool(job.retries_left)
+
+
 def work(run_id: str) -> None:
     with (
         contextlib.suppress(RunCancelled, RunInProgress),
-        execution(run_id, requeue_on=(jobs.Oops,)) as run,
+        execution(run_id, requeue_on=tried_again) as run,
     ):
         jobs.body(run)
