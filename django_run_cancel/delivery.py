@@ -115,7 +115,7 @@ def _deliver(alias: str, items: list[CancellationItem], report: DeliveryReport) 
             if result == StopOutcome.STOPPED:
                 stopped[item.run_id] = item
     for run_id in _unrecorded(list(stopped)):
-        values[stopped[run_id].pk] = _again(stopped[run_id], timezone.now())
+        values[stopped[run_id].pk] = _again(stopped[run_id])
     _record(items, values)
     states = [what["delivery"] for what in values.values()]
     report.delivered += states.count(Delivery.DELIVERED)
@@ -206,17 +206,17 @@ def _after(
     never_started = run.stop_state == StopState.NEVER_STARTED
     if cancelled_at + patience <= now or (never_started and item.attempts >= MAX_REPEATS):
         return _settled(force=item.force)
-    later = now + backoff(item.attempts, LONGEST_REPEAT)
-    return _again(item, min(later, escalates_at or later))
+    return _again(item, escalates_at)
 
 
-def _again(item: CancellationItem, at: datetime) -> dict[str, Any]:
+def _again(item: CancellationItem, latest: datetime | None = None) -> dict[str, Any]:
+    later = timezone.now() + backoff(item.attempts, LONGEST_REPEAT)
     return {
         **_settled(force=item.force),
         "delivery": Delivery.PENDING,
         # Repetitions leave some attempts to failures.
         "attempts": min(item.attempts, settings.MAX_ATTEMPTS // 2),
-        "next_attempt_at": at,
+        "next_attempt_at": min(later, latest or later),
     }
 
 

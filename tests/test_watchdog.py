@@ -210,7 +210,9 @@ def test_runs_that_somebody_has_locked__keep_no_other_waiting(
         ("delivered", "killed"),
     ]
     assert statuses(stalled, stalled_too) == ["running", "timed_out"]
+    assert item_of(killed).next_attempt_at > timezone.now()  # type: ignore[operator] # no spinning
     watchdog._looked_at = float("-inf")
+    pass_time(2)
     report = deliver_due()
     assert (report.delivered, report.stalled, report.presumed) == (1, 1, 1)
     assert state_of(killed) == ("delivered", "killed")
