@@ -6,10 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.db import Error, InterfaceError, OperationalError, connections
+from django.db import Error, InterfaceError, InternalError, OperationalError, connections
 
 from django_run_cancel.models import run_rows
 
@@ -25,7 +26,7 @@ def steadily(action: Callable[..., None], *args: Any) -> None:
     for delay in RETRY_DELAYS:
         try:
             return action(*args)
-        except (OperationalError, InterfaceError):
+        except (OperationalError, InterfaceError, InternalError):  # the last: it is read-only
             if connection.in_atomic_block:
                 raise
             connection.close()
@@ -41,6 +42,12 @@ def despite(error: BaseException | None, action: Callable[..., None], *args: Any
         if error is None:
             raise
         logger.exception("The end of a run could not be recorded.")
+    except Exception:
+        raise
+    except BaseException:  # of a signal, while it waited
+        with suppress(Exception):
+            steadily(action, *args)
+        raise
 
 
 def in_thread(function: Callable[..., None], *args: Any) -> Coroutine[Any, Any, None]:
@@ -48,11 +55,17 @@ def in_thread(function: Callable[..., None], *args: Any) -> Coroutine[Any, Any, 
     return sync_to_async(function)(*args)
 
 
-async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await something that must not be left halfway, and be cancelled only then."""
-    task = asyncio.ensure_future(work)
+async def to_the_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Await something that must not be left halfway, and be cancelled only then.
+
+    Args:
+        work: What to await. It may be called again: a loop that ends cancels all tasks.
+    """
+    task = asyncio.ensure_future(work())
     interruption = None
-    while not task.done():
+    while not task.done() or task.cancelled():
+        if task.done():
+            task = asyncio.ensure_future(work())
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError as error:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ class Callbacks:
         self._begun = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._later: list[tuple[Callback, float]] = []
-        self._called: list[tuple[Callback, float, Future[Any]]] = []
+        self._called: list[tuple[Callback, float, float | None, Future[Any]]] = []
 
     def add(self, callback: Callback, deadline: float) -> None:
         """Call it when the others are called, or now if they have been."""
@@ -49,9 +49,11 @@ class Callbacks:
         """Wait until each has ended, or its deadline has passed. Errors are logged."""
         with self._lock:
             called = list(self._called)
-        for callback, until, future in called:
+        for callback, deadline, until, future in called:
+            # On a loop that was busy until now, it begins only now; and is cancelled in time.
+            left = deadline if until is None else until - time.monotonic()
             try:
-                error = future.exception(max(0, until - time.monotonic()))
+                error = future.exception(max(0, left))
             except (TimeoutError, CancelledError) as late:
                 error = late
             if error is not None:
@@ -62,22 +64,22 @@ class Callbacks:
                 )
 
     def _call(self, callback: Callback, deadline: float) -> None:
-        until = time.monotonic() + deadline
-        if not iscoroutinefunction(callback):
-            future = _in_thread(callback)
-        elif self._loop is None:
-            future = _in_thread(partial(_run, callback, deadline))
-        else:
+        until: float | None = None
+        if iscoroutinefunction(callback) and self._loop is not None:
             future = _on_loop(callback, deadline, self._loop)
-        self._called.append((callback, until, future))
+        else:
+            until = time.monotonic() + deadline
+            future = in_own_thread(partial(_run, callback, deadline))
+        self._called.append((callback, deadline, until, future))
 
 
-def _run(callback: Callable[[], Coroutine[Any, Any, object]], deadline: float) -> object:
-    return asyncio.run(_within(callback, deadline))
+def _run(callback: Callback, deadline: float) -> object:
+    result = callback()
+    return asyncio.run(_within(result, deadline)) if asyncio.iscoroutine(result) else result
 
 
-async def _within(callback: Callable[[], Coroutine[Any, Any, object]], deadline: float) -> object:
-    return await asyncio.wait_for(callback(), deadline)
+async def _within(awaitable: Awaitable[object], deadline: float) -> object:
+    return await asyncio.wait_for(awaitable, deadline)
 
 
 def _on_loop(
@@ -85,15 +87,19 @@ def _on_loop(
     deadline: float,
     loop: asyncio.AbstractEventLoop,
 ) -> Future[object]:
-    coroutine = _within(callback, deadline)
+    async def call() -> object:
+        return await _within(callback(), deadline)
+
+    coroutine = call()
     try:
         return asyncio.run_coroutine_threadsafe(coroutine, loop)
     except RuntimeError:  # the loop has been closed
         coroutine.close()
-        return _in_thread(partial(_run, callback, deadline))
+        return in_own_thread(partial(_run, callback, deadline))
 
 
-def _in_thread(function: Callable[[], object]) -> Future[object]:
+def in_own_thread(function: Callable[[], object]) -> Future[object]:
+    """Call a function in a thread that is made for it, and that nobody waits for at the end."""
     future: Future[object] = Future()
 
     def work() -> None:

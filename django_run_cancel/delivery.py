@@ -21,7 +21,7 @@ from django_run_cancel.evidence import record_stopped
 from django_run_cancel.handling import handle_due
 from django_run_cancel.models import CancellationItem, run_rows
 from django_run_cancel.outbox import DELIVERY, backoff, claim, claimed, database, due_items, failure
-from django_run_cancel.states import WAITING, Delivery, StopState
+from django_run_cancel.states import HANDED_BACK, WAITING, Delivery, StopState
 
 LONGEST_REPEAT = 30.0
 """Seconds between broadcasts that perhaps nobody heard."""
@@ -107,6 +107,8 @@ def _deliver(alias: str, items: list[CancellationItem], report: DeliveryReport) 
     backend, results = _tell(alias, open_items, runs) if open_items else (None, {})
     for item in open_items:
         result = results[item.external_id]
+        if result == StopOutcome.STOPPED and _is_held_by_another(item, runs.get(item.run_id)):
+            result = StopOutcome.TOLD  # that this job will not run says nothing about the other
         if isinstance(result, BaseException):
             values[item.pk] = failure(DELIVERY, item, result)
             report.failed += 1
@@ -168,10 +170,14 @@ def _stop(backend: BaseBackend, requests: Sequence[StopRequest], force: bool) ->
 
 
 def _may_be_running(item: CancellationItem, run: _Run | None) -> bool:
-    if item.previous_status not in WAITING or run is None:
+    if run is None:
         return item.previous_status not in WAITING
-    # Waiting to be tried again: an execution holds it that has not handed it back, or none does.
-    return run.stop_state != StopState.NEVER_STARTED and run.execution_id is not None
+    return run.stop_state != StopState.NEVER_STARTED and run.execution_id != HANDED_BACK
+
+
+def _is_held_by_another(item: CancellationItem, run: _Run | None) -> bool:
+    """Tell whether the run waited for its job, but the code of an earlier one may not have left."""
+    return item.previous_status in WAITING and _may_be_running(item, run)
 
 
 def _escalates_at(

@@ -20,7 +20,7 @@ class TransitionNotAllowed(RunCancelError):
         self.run_id = run_id
         self.current = current
         self.target = target
-        found = "no longer exists" if current is None else f"is {current}"
+        found = "does not exist" if current is None else f"is {current}"
         super().__init__(f"Run {run_id} {found} and cannot become {target}.{hint and ' ' + hint}")
 
 

@@ -225,11 +225,16 @@ def update_unlocked(rows: QuerySet[Any], **values: Any) -> list[Any]:
         The keys of the rows that were updated. Where the database cannot skip locked rows, those
         are waited for after all, one by one.
     """
-    if not connections[rows.db].features.has_select_for_update_skip_locked:
+    features = connections[rows.db].features
+    if not features.has_select_for_update_skip_locked:
         pks = list(rows.values_list("pk", flat=True))
         return [pk for pk in pks if rows.filter(pk=pk).update(**values)]
     with transaction.atomic(using=rows.db):
-        pks = list(rows.select_for_update(skip_locked=True).values_list("pk", flat=True))
+        # Not even who inserts a row that refers to one of these has it locked for that.
+        locked = rows.select_for_update(
+            skip_locked=True, no_key=features.has_select_for_no_key_update
+        )
+        pks = list(locked.values_list("pk", flat=True))
         if pks:
             rows.filter(pk__in=pks).update(**values)
         return pks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 from django.db.models import TextChoices
 from django.utils.translation import gettext_lazy as _
@@ -37,6 +38,12 @@ TERMINAL = frozenset(RunStatus) - ACTIVE
 
 WAITING = frozenset({RunStatus.CREATED, RunStatus.QUEUED})
 """Active, but no code of the run is executing: cancelling it leaves nothing to stop."""
+
+HANDED_BACK = UUID(int=0)
+"""The ``execution_id`` of a run that its code has left, for another try or for later.
+
+None says less: no execution has ever held the run.
+"""
 
 SOURCES: Mapping[RunStatus, frozenset[RunStatus]] = {
     RunStatus.CREATED: frozenset(),

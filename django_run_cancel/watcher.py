@@ -41,13 +41,21 @@ class Watched(Protocol):
 
     Attributes:
         run: The run.
+        execution_id: What its row has while this execution holds it.
         alive: Whether its code has been alive since the last heartbeat was written.
         beat_at: When that was, on the monotonic clock.
     """
 
-    run: AbstractRun
     alive: bool
     beat_at: float
+
+    @property
+    def run(self) -> AbstractRun:
+        """See above."""
+
+    @property
+    def execution_id(self) -> UUID | None:
+        """See above."""
 
     def tick(self) -> None:
         """Take note of each poll, before it."""
@@ -64,7 +72,8 @@ class Watcher:
 
     def __init__(self) -> None:
         self.watched: dict[int, Watched] = {}
-        self._lock = threading.Lock()
+        # Entered once more by an abandoned generator that is collected inside of it.
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._at_once = False
         self._away = False
@@ -114,26 +123,38 @@ class Watcher:
                 with self._lock:
                     executions = list(self.watched.values())
                     if not executions:
-                        self._thread = self._listening = None
+                        self._thread = None
                         break
                 self._poll(connection, executions)
-            connections.close_all()
+            self._disconnect(connection)
+
+    def is_current_thread(self) -> bool:
+        """Tell whether it is the thread of this watcher that asks."""
+        return threading.current_thread() is self._thread
 
     def _poll(self, connection: Any, executions: list[Watched]) -> None:
         try:
             connection.ensure_connection()
             self._listen(connection)
-            _look(executions)
-            _beat(executions)
+            _beat(_look(executions))
         except Exception:
             # Nothing may end this thread. What happens now is seen at a later poll.
             if not self._away:
                 logger.exception("Cannot ask whether runs have been cancelled; trying on.")
             self._away = True
-            with suppress(Exception):
-                connections.close_all()
+            self._disconnect(connection)
         else:
             self._away = False
+
+    def _disconnect(self, connection: Any) -> None:
+        heard, self._listening = self._listening, None
+        with suppress(Exception):
+            if heard is not None and heard is connection.connection:
+                # It may come from a pool, and go back there.
+                heard.remove_notify_handler(self._hear)
+                heard.execute(f"UNLISTEN {sql.CHANNEL}")
+        with suppress(Exception):
+            connections.close_all()
 
     def _listen(self, connection: Any) -> None:
         if not (settings.LISTEN and connection.vendor == "postgresql"):
@@ -168,14 +189,20 @@ class Watcher:
             time.sleep(timeout)
 
 
-def _look(executions: list[Watched]) -> None:
+def _look(executions: list[Watched]) -> list[Watched]:
+    """Show each its row, and return those that still have their run."""
     for execution in executions:
         execution.tick()
     found = run_rows(pk__in={execution.run.pk for execution in executions})
     rows = {row.pk: row for row in found.values_list(*Row._fields, named=True)}
+    holders = []
     for execution in executions:
-        if execution.run.pk in rows:
-            execution.seen(rows[execution.run.pk])
+        row = rows.get(execution.run.pk)
+        if row is not None:
+            execution.seen(row)
+            if row.execution_id == execution.execution_id:
+                holders.append(execution)
+    return holders
 
 
 def _beat(executions: list[Watched]) -> None:
@@ -192,7 +219,10 @@ def _beat(executions: list[Watched]) -> None:
     written: set[Any] = set()
     try:
         # A row that somebody has locked, such as the code of the run itself, keeps nobody waiting.
-        rows = run_rows(pk__in={each.run.pk for each in due}, status=RunStatus.RUNNING)
+        ids = {each.execution_id for each in due}
+        rows = run_rows(
+            pk__in={each.run.pk for each in due}, execution_id__in=ids, status=RunStatus.RUNNING
+        )
         written = set(sql.update_unlocked(rows, heartbeat_at=timezone.now()))
     finally:
         for execution in due:
@@ -218,6 +248,11 @@ def watch(execution: Watched) -> None:
 def unwatch(execution: Watched) -> None:
     """Watch it no longer. The last one that leaves ends the thread."""
     _watcher.remove(execution)
+
+
+def in_watcher() -> bool:
+    """Tell whether this is the thread that asks the database."""
+    return _watcher.is_current_thread()
 
 
 def _after_fork() -> None:

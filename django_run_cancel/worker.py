@@ -3,46 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
 from functools import partial
 from typing import Any, Self, cast
 from uuid import UUID, uuid4
 
 from django.db import Error
-from django.db.models import Q
-from django.db.models.functions import Coalesce
-from django.utils import timezone
 
 from django_run_cancel.attempts import despite, in_thread, steadily, to_the_end
-from django_run_cancel.callbacks import Callback, Callbacks
+from django_run_cancel.callbacks import Callback, Callbacks, in_own_thread
 from django_run_cancel.evidence import record_stopped
-from django_run_cancel.exceptions import (
-    RunCancelError,
-    RunCancelled,
-    RunInProgress,
-    TransitionNotAllowed,
-)
-from django_run_cancel.models import (
-    AbstractRun,
-    Cancellation,
-    CancellationItem,
-    get_run_model,
-    run_rows,
-)
-from django_run_cancel.states import TERMINAL, WAITING, Outcome, RunStatus, StopState
-from django_run_cancel.watcher import Row, unwatch, watch
-
-Requeue = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
-
-MAX_REASON_LENGTH = 10_000
-
-logger = logging.getLogger(__name__)
+from django_run_cancel.exceptions import RunCancelError, RunCancelled
+from django_run_cancel.holding import Holding, Requeue
+from django_run_cancel.models import AbstractRun, Cancellation, run_rows
+from django_run_cancel.states import StopState
+from django_run_cancel.watcher import in_watcher, unwatch, watch
 
 
 def execution(
@@ -79,33 +57,39 @@ def execution(
 
 
 class Execution:
-    """A run while its code is at work. Made by ``execution()``.
+    """A run while its code is at work. Made by ``execution()``, for one ``with``.
 
     Attributes:
-        run: The run, as it was when it started.
         cancelled: After leaving, whether the run was cancelled, however the code ended.
         cancellation: Once that is known, the record of who cancelled it and why.
     """
 
-    run: AbstractRun
-
     def __init__(self, run_id: str, take_over: bool | float, requeue_on: Requeue) -> None:
+        if not isinstance(run_id, str):
+            raise TypeError(f"run_id must be the public id of a run, not {run_id!r}.")
         self.run_id = run_id
         self.cancelled = False
         self.cancellation: Cancellation | None = None
         self.alive = True
         self.beat_at = 0.0
-        self._take_over = take_over
-        self._requeue_on = requeue_on
+        self._holding = Holding(run_id, take_over, requeue_on)
         self._stop: Callable[[], Exception | None] | None = None
         self._callbacks = Callbacks()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._interrupted = False
-        self._id: UUID | None = None
         self._pid = 0
         self._lock = threading.Lock()
         self._left = False
-        self._ended_as = ""
+
+    @property
+    def run(self) -> AbstractRun:
+        """The run, as it was when it started."""
+        return self._holding.run
+
+    @property
+    def execution_id(self) -> UUID | None:
+        """What the row of the run has while this execution holds it."""
+        return self._holding.execution_id
 
     def checkpoint(self) -> None:
         """Say that the code is alive, and raise if it is to stop.
@@ -139,11 +123,13 @@ class Execution:
             deadline: Seconds that it may take. A coroutine is cancelled then; for a function
                 nobody waits any longer.
         """
+        if not deadline > 0:
+            raise ValueError(f"deadline must be seconds above 0, not {deadline!r}.")
         self._callbacks.add(callback, deadline)
 
     def __enter__(self) -> Self:
         try:
-            steadily(self._start, uuid4())
+            steadily(self._holding.start, self._entering())
             watch(self)
         except (RunCancelError, Error):
             raise
@@ -153,17 +139,24 @@ class Execution:
         return self
 
     def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
+        if in_watcher():
+            # A generator that nobody has any more, collected where its database is in use.
+            in_own_thread(partial(self.__exit__, None, error, None))
+            return
         if not self._leaving():
             return
         despite(error, self._finish, error)
         try:
-            self._call_back()
+            if self.cancel_requested:
+                self._callbacks.begin(self._loop)
+                self._callbacks.wait()
         finally:
             despite(error, self._acknowledge)
 
     async def __aenter__(self) -> Self:
+        execution_id = self._entering()
         try:
-            await to_the_end(in_thread(steadily, self._start, uuid4()))
+            await to_the_end(lambda: in_thread(steadily, self._holding.start, execution_id))
             self._loop = asyncio.get_running_loop()
             self._task = cast(asyncio.Task[Any], asyncio.current_task())
             self._cancelling = self._task.cancelling()
@@ -171,8 +164,8 @@ class Execution:
         except (RunCancelError, Error):
             raise
         except BaseException as error:
-            if self._leaving():
-                await to_the_end(self._leave(error))
+            self._leaving()
+            await to_the_end(partial(self._leave, error))
             raise
         return self
 
@@ -181,17 +174,26 @@ class Execution:
             return
         interrupted, self._interrupted = self._interrupted, True  # from now on it cannot be
         ours = interrupted and self._task.uncancel() <= self._cancelling
-        await to_the_end(self._leave(error))
+        await to_the_end(partial(self._leave, error))
         if ours and self._stop is not None and isinstance(error, asyncio.CancelledError):
             raise self._stop() or error from error
 
     async def _leave(self, error: BaseException | None) -> None:
         await in_thread(despite, error, self._finish, error)
         try:
-            # Not in the thread of the ORM: the callbacks may need that.
-            await asyncio.to_thread(self._call_back)
+            if self.cancel_requested:
+                self._callbacks.begin(self._loop)
+                # In no thread of others: the callbacks may need those, and they may be busy.
+                with suppress(RuntimeError):  # no threads are left, for callbacks neither
+                    await asyncio.wrap_future(in_own_thread(self._callbacks.wait))
         finally:
             await in_thread(despite, error, self._acknowledge)
+
+    def _entering(self) -> UUID:
+        if self._pid:
+            raise RuntimeError("An execution is entered once: call execution() again.")
+        self._pid = os.getpid()
+        return uuid4()
 
     def _leaving(self) -> bool:
         """Let nobody stop it any more, and tell whether it is ours to say how it ends."""
@@ -200,84 +202,11 @@ class Execution:
             self._left = True
         return self._pid == os.getpid()  # and not in a process that was forked meanwhile
 
-    def _start(self, execution_id: UUID) -> None:
-        self._id, self._pid, now = execution_id, os.getpid(), timezone.now()
-        startable = Q(status__in=[*WAITING, RunStatus.PAUSED])
-        # Ours already: the answer to an attempt was lost.
-        startable |= Q(status=RunStatus.RUNNING, execution_id=execution_id)
-        if self._take_over is not False:
-            running = Q(status=RunStatus.RUNNING)
-            if self._take_over is not True:
-                running &= Q(heartbeat_at__lt=now - timedelta(seconds=self._take_over))
-            startable |= running
-        rows = run_rows(run_id=self.run_id)
-        started = rows.filter(startable).update(
-            status=RunStatus.RUNNING,
-            started_at=Coalesce("started_at", now),
-            heartbeat_at=now,
-            # Also tells an execution that had the run that it no longer has it.
-            execution_id=execution_id,
-        )
-        if not started:
-            raise self._refusal()
-        self.run = get_run_model()._base_manager.using(rows.db).get(run_id=self.run_id)
-
-    def _refusal(self) -> Exception:
-        rows = run_rows(run_id=self.run_id)
-        status, stop_state, holder, cancellation = (
-            rows.values_list("status", "stop_state", "execution_id", "cancellation").first()
-            or [None] * 4
-        )
-        if status == RunStatus.RUNNING:
-            return RunInProgress(self.run_id)
-        if status != RunStatus.CANCELLED:
-            return TransitionNotAllowed(self.run_id, status, RunStatus.RUNNING)
-        if stop_state == StopState.STOPPING and holder is None:
-            # Cancelled while it waited to be tried again: its code had handed it back before that,
-            # and is refused now.
-            items = CancellationItem.objects.using(rows.db).filter(
-                cancellation=cancellation,
-                run_id=self.run_id,
-                outcome=Outcome.CANCELLED,
-                previous_status__in=WAITING,
-            )
-            if items.exists():
-                record_stopped([self.run_id], StopState.ACKNOWLEDGED)
-        return RunCancelled(self.run_id)
-
     def _finish(self, error: BaseException | None) -> None:
-        """Write how the code ended, unless the run has been ended already."""
-        now = timezone.now()
-        values: dict[str, Any] = {"status": RunStatus.COMPLETED, "finished_at": now}
-        if error is not None and self._is_tried_again(error):
-            values = {"status": RunStatus.QUEUED, "queued_at": now, "execution_id": None}
-        elif error is not None:
-            values |= {"status": RunStatus.FAILED, "failure_reason": _describe(error)}
-        rows = run_rows(run_id=self.run_id, execution_id=self._id)
-        if rows.filter(status=RunStatus.RUNNING).update(**values):
-            for name, value in values.items():
-                setattr(self.run, name, value)
-            return
-        # Queued or paused while the code was at work: it has handed it back now.
-        rows.filter(status__in=[*WAITING, RunStatus.PAUSED]).update(execution_id=None)
-        for row in rows.filter(status=RunStatus.CANCELLED).values_list(*Row._fields, named=True):
+        if (row := self._holding.finish(error)) is not None:
             self.cancelled = True
             if not self.cancel_requested:
                 self._obey(partial(RunCancelled, self.run_id), _record(row))
-
-    def _is_tried_again(self, error: BaseException) -> bool:
-        if isinstance(self._requeue_on, type | tuple):
-            return isinstance(error, self._requeue_on)
-        try:
-            return self._requeue_on(error)
-        except Exception:
-            logger.exception("requeue_on of run %s is broken: the run has failed.", self.run_id)
-            return False
-
-    def _call_back(self) -> None:
-        if self.cancel_requested:
-            self._callbacks.begin(self._loop)
-            self._callbacks.wait()
 
     def _acknowledge(self) -> None:
         if self.cancelled:
@@ -297,24 +226,12 @@ class Execution:
         Args:
             row: What the database holds now, a ``Row``.
         """
-        if self.cancel_requested or (stop := self._order(row)) is None:
+        if self.cancel_requested or (stop := self._holding.order(row)) is None:
             return
         record = _record(row)
         with self._lock:
             if not self._left:
                 self._obey(stop, record)
-
-    def _order(self, row: Any) -> Callable[[], Exception] | None:
-        if row.execution_id != self._id:
-            return partial(RunInProgress, self.run_id)
-        if row.status == RunStatus.CANCELLED:
-            return partial(RunCancelled, self.run_id)
-        if row.status in TERMINAL and row.status != self.run.status:
-            # Not at first sight: it may be the code itself that is about to note it in ``run``.
-            before, self._ended_as = self._ended_as, row.status
-            if before == row.status:
-                return partial(TransitionNotAllowed, self.run_id, row.status, RunStatus.RUNNING)
-        return None
 
     def _obey(self, stop: Callable[[], Exception], record: Cancellation | None) -> None:
         self.cancellation, self._stop = record, stop
@@ -341,9 +258,3 @@ class Execution:
 
 def _record(row: Any) -> Cancellation | None:
     return Cancellation.objects.using(run_rows().db).filter(pk=row.cancellation).first()
-
-
-def _describe(error: BaseException) -> str:
-    text = "".join(traceback.format_exception_only(error)).strip()[:MAX_REASON_LENGTH]
-    # What PostgreSQL cannot store.
-    return text.replace("\0", "").encode("utf-8", "backslashreplace").decode()

@@ -22,7 +22,7 @@ from django_run_cancel.evidence import record_stopped
 from django_run_cancel.models import CancellationItem, get_run_model
 from django_run_cancel.outbox import queue_size, retry_deliveries
 from django_run_cancel.services import cancel_runs
-from django_run_cancel.states import RunStatus
+from django_run_cancel.states import HANDED_BACK, RunStatus
 from tests.helpers import IS_SQLITE, ids, make_run, make_runs
 
 HANDLED: list[str] = []
@@ -228,17 +228,24 @@ def test_told_once__a_few_times_if_it_never_started(dummy: DummyBackend) -> None
 
 
 def test_waiting_to_be_tried_again__is_running_unless_handed_back(dummy: DummyBackend) -> None:
-    handed_back, at_work = (make_run(RunStatus.RUNNING) for _ in range(2))
-    for run, holder in ((handed_back, None), (at_work, uuid4())):
+    handed_back, at_work, unknown = (make_run(RunStatus.RUNNING) for _ in range(3))
+    for run, holder in ((handed_back, HANDED_BACK), (at_work, uuid4()), (unknown, None)):
         run.mark_queued()
         rows = get_run_model()._default_manager.filter(pk=run.pk)
         rows.update(started_at=timezone.now(), execution_id=holder, external_id=run.run_id)
-    cancel_runs([handed_back.run_id, at_work.run_id], requested_by="tests")
+    cancel_runs(ids([handed_back, at_work, unknown]), requested_by="tests")
+    dummy.outcome = StopOutcome.STOPPED
     deliver_due()
     assert {request.run_id: request.running for request, _ in dummy.stopped} == {
         handed_back.run_id: False,
         at_work.run_id: True,
+        unknown.run_id: True,
     }
+    assert [state_of(run)[1] for run in (handed_back, at_work, unknown)] == [
+        "killed",
+        "stopping",
+        "stopping",
+    ]
 
 
 def test_told_once__of_a_run_that_has_been_deleted(dummy: DummyBackend) -> None:

@@ -95,6 +95,6 @@ def test_transitions__decided_by_the_database_not_the_instance() -> None:
 def test_transitions__run_is_gone() -> None:
     run = make_run(RunStatus.RUNNING)
     type(run)._default_manager.filter(pk=run.pk).delete()
-    with pytest.raises(RunCancelError, match="no longer exists") as caught:
+    with pytest.raises(RunCancelError, match="does not exist") as caught:
         run.mark_completed()
     assert caught.value.current is None

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import count
-from typing import Any, ClassVar
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -25,9 +25,8 @@ from django.utils import timezone
 
 from django_run_cancel import attempts, sql, watcher, worker
 from django_run_cancel.callbacks import Callbacks
-from django_run_cancel.dispatch import dispatch
 from django_run_cancel.exceptions import RunCancelled, RunInProgress, TransitionNotAllowed
-from django_run_cancel.models import AbstractRun, get_run_model
+from django_run_cancel.models import get_run_model
 from django_run_cancel.services import cancel_runs
 from django_run_cancel.states import TERMINAL, WAITING, RunStatus, StopState
 from django_run_cancel.worker import Execution, execution
@@ -160,10 +159,10 @@ class TestGate:
         token = uuid4()
         run = make_run(RunStatus.RUNNING, execution_id=token)
         executed = execution(run.run_id)
-        executed._start(token)
+        executed._holding.start(token)
         assert executed.run == run
         with pytest.raises(RunInProgress):
-            execution(run.run_id)._start(uuid4())
+            execution(run.run_id)._holding.start(uuid4())
 
     @pytest.mark.parametrize("error", [SystemExit(), OSError("no descriptors left")])
     def test_what_comes_before_the_work_ends_the_run(
@@ -239,70 +238,6 @@ class TestTakingOver:
         cancel(run)
         with pytest.raises(RunCancelled), execution(run.run_id, take_over=True):
             pytest.fail("It came back.")
-
-
-def dispatch_again(run: Any) -> None:
-    dispatch(run, "dummy")
-
-
-class TestMovedFromOutside:
-    """While the code is at work, somebody queues, pauses or dispatches its run."""
-
-    MOVES: ClassVar[list[Callable[[Any], None]]] = [
-        AbstractRun.mark_queued,
-        AbstractRun.mark_paused,
-        dispatch_again,
-    ]
-
-    @pytest.mark.parametrize("move", MOVES)
-    def test_started_again__the_first_one_loses_it(self, move: Callable[[Any], None]) -> None:
-        run = make_run()
-        with pytest.raises(RunInProgress), execution(run.run_id) as first:
-            move(fresh(run))
-            with execution(run.run_id) as second:
-                with pytest.raises(RunInProgress):
-                    work_on(first)
-                first._finish(None)
-                assert fresh(run).status == RunStatus.RUNNING
-                assert not second.cancel_requested
-            assert fresh(run).status == RunStatus.COMPLETED
-            first.checkpoint()
-        assert fresh(run).status == RunStatus.COMPLETED
-
-    @pytest.mark.parametrize("move", MOVES)
-    def test_cancelled__only_the_code_at_work_acknowledges(
-        self, move: Callable[[Any], None]
-    ) -> None:
-        """Not the job that is refused meanwhile."""
-        run = make_run()
-        with pytest.raises(RunCancelled), execution(run.run_id) as executed:
-            move(fresh(run))
-            cancel(run)
-            with pytest.raises(RunCancelled), execution(run.run_id):
-                pytest.fail("It came back.")
-            assert fresh(run).stop_state == StopState.STOPPING
-            work_on(executed)
-        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
-
-    @pytest.mark.parametrize("move", MOVES)
-    def test_cancelled_after_the_code_has_left(self, move: Callable[[Any], None]) -> None:
-        run = make_run()
-        with execution(run.run_id):
-            move(fresh(run))
-        assert fresh(run).execution_id is None
-        cancel(run)
-        with pytest.raises(RunCancelled), execution(run.run_id):
-            pytest.fail("It came back.")
-        waited = move is not AbstractRun.mark_paused
-        assert fresh(run).stop_state == ("acknowledged" if waited else "stopping")
-
-    def test_resumed_from_outside__the_code_still_has_it(self) -> None:
-        run = make_run()
-        with execution(run.run_id) as executed:
-            fresh(run).mark_paused()
-            fresh(run).mark_running()
-            work_on(executed, 0.1)
-        assert fresh(run).status == RunStatus.COMPLETED
 
 
 class TestLeaving:
@@ -950,6 +885,21 @@ class TestListening:
             work_on(executed)
 
     @pytest.mark.skipif(not IS_POSTGRESQL, reason="only PostgreSQL can tell")
+    def test_leaves_nothing_on_a_connection_that_goes_back_to_a_pool(self) -> None:
+        with execution(make_run().run_id):
+            wait_until_listening()
+            listening = watcher._watcher._listening
+            close, listening.close = listening.close, lambda: None  # as a pool would
+        for thread in threading.enumerate():
+            if thread.name == "run_cancel":
+                thread.join(PATIENCE)
+        try:
+            assert listening.execute("SELECT pg_listening_channels()").fetchall() == []
+            assert not listening._notify_handlers
+        finally:
+            close()
+
+    @pytest.mark.skipif(not IS_POSTGRESQL, reason="only PostgreSQL can tell")
     def test_polls_when_it_cannot_listen(
         self, settings: Any, monkeypatch: Any, caplog: Any
     ) -> None:
@@ -1016,6 +966,25 @@ class TestCallbacks:
             executed.on_cancel(callback)
             cancel(run)
             assert called.wait(PATIENCE)
+
+    def test_functions_that_return_coroutines(self) -> None:
+        run, called = make_run(), threading.Event()
+
+        async def callback() -> None:
+            called.set()
+
+        with execution(run.run_id) as executed:
+            executed.on_cancel(lambda: callback())
+            cancel(run)
+            assert called.wait(PATIENCE)
+
+    @pytest.mark.parametrize("deadline", [0, -1, float("nan")])
+    def test_deadlines_that_are_none(self, deadline: float) -> None:
+        executed = execution("tsk_x")
+        with pytest.raises(ValueError, match="seconds above 0"):
+            executed.on_cancel(lambda: None, deadline=deadline)
+        with pytest.raises(TypeError):
+            executed.on_cancel(lambda: None, deadline=None)  # type: ignore[arg-type]
 
     def test_stopped_only_when_they_have_ended(self) -> None:
         run, states = make_run(), []

@@ -404,9 +404,9 @@ class TestDatabase:
         async def main() -> None:
             async with execution(run.run_id):
                 await asyncio.sleep(0.5)
-                beats.append(await sync_to_async(lambda: fresh(run).heartbeat_at)())
+                beats.append(elsewhere(lambda: fresh(run).heartbeat_at))
                 time.sleep(0.3)  # not alive: at most one more
-                beats.append(await sync_to_async(lambda: fresh(run).heartbeat_at)())
+                beats.append(elsewhere(lambda: fresh(run).heartbeat_at))
 
         run_async(main)
         assert beats[0] > run.started_at
@@ -470,6 +470,27 @@ class TestCallbacks:
         assert "did not end well" in caplog.text
         assert acknowledged(run)
 
+    def test_on_a_loop_that_was_busy(self) -> None:
+        """Its time begins when it does."""
+        run, done = make_run(), []
+
+        async def callback() -> None:
+            await asyncio.sleep(0.2)
+            done.append("done")
+
+        async def main() -> None:
+            async with execution(run.run_id) as executed:
+                executed.on_cancel(callback, deadline=0.5)
+                await sync_to_async(cancel)(run)
+                time.sleep(0.8)  # not await: nothing else runs on the loop
+                assert done == []
+                with pytest.raises(RunCancelled):
+                    executed.checkpoint()
+
+        run_async(main)
+        assert done == ["done"]
+        assert acknowledged(run)
+
     def test_after_the_loop_has_ended(self) -> None:
         """It runs all the same, on a loop of its own."""
         loop, called = asyncio.new_event_loop(), threading.Event()
@@ -508,9 +529,13 @@ class TestEntering:
     def test_what_comes_before_the_start_leaves_the_run_alone(self, monkeypatch: Any) -> None:
         run = make_run()
 
-        def to_the_end(work: Coroutine[Any, Any, None]) -> None:
-            work.close()
-            raise KeyboardInterrupt
+        real, calls = worker.to_the_end, []
+
+        async def to_the_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+            calls.append(work)
+            if len(calls) == 1:
+                raise KeyboardInterrupt
+            await real(work)
 
         async def main() -> None:
             with pytest.raises(KeyboardInterrupt):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 from celery import Celery, Task
@@ -163,25 +164,49 @@ class CeleryBackend(BaseBackend):
     def _terminate(
         self, connection: Connection, external_ids: list[str], force: bool
     ) -> dict[str, StopOutcome]:
-        """Signal running tasks; those that a worker says it killed are stopped."""
+        """Signal running tasks; those that a worker says it killed are stopped.
+
+        A worker says so too of a task that it has only reserved: of one that was delivered again,
+        because the worker which runs it has lost its connection. So it is asked before.
+        """
         arguments = {"task_id": external_ids, "terminate": True}
-        mailbox = self._mailbox(connection)
         if not force:
-            mailbox.abcast("revoke", {**arguments, "signal": self.options["SIGNAL"]})
+            arguments["signal"] = self.options["SIGNAL"]
+            self._mailbox(connection).abcast("revoke", arguments)
             return {}
+        wanted = set(external_ids)
+        active: dict[str, set[str]] = {}
         killed: set[str] = set()
 
-        def note(reply: dict[str, dict[str, str]]) -> None:
-            for answer in reply.values():
-                _, _, found = answer.get("ok", "").partition("terminate: ")
-                killed.update(set(external_ids).intersection(found.split(", ")))
-            if len(killed) == len(external_ids):
+        def note_active(worker: str, answer: dict[str, Any]) -> bool:
+            tasks = wanted.intersection(answer)
+            active[worker] = {task for task in tasks if answer[task][0] == "active"}
+            return wanted.issubset(chain.from_iterable(active.values()))
+
+        def note_killed(worker: str, answer: dict[str, Any]) -> bool:
+            _, _, tasks = answer.get("ok", "").partition("terminate: ")
+            killed.update(active.get(worker, set()).intersection(tasks.split(", ")))
+            return wanted == killed
+
+        self._ask(connection, "query_task", {"ids": external_ids}, note_active)
+        self._ask(connection, "revoke", {**arguments, "signal": "SIGKILL"}, note_killed)
+        return dict.fromkeys(killed, StopOutcome.STOPPED)
+
+    def _ask(
+        self,
+        connection: Connection,
+        command: str,
+        arguments: dict[str, Any],
+        note: Callable[[str, dict[str, Any]], bool],
+    ) -> None:
+        """Tell all workers, and note what each answers until that is enough, or for the timeout."""
+
+        def hear(reply: dict[str, dict[str, Any]]) -> None:
+            if any(note(worker, answer) for worker, answer in reply.items()):
                 raise TimeoutError  # the mailbox then waits for no other worker
 
-        mailbox.multi_call(
-            "revoke", {**arguments, "signal": "SIGKILL"}, timeout=self.timeout, callback=note
-        )
-        return dict.fromkeys(killed, StopOutcome.STOPPED)
+        mailbox = self._mailbox(connection)
+        mailbox.multi_call(command, arguments, timeout=self.timeout, callback=hear)
 
     def _mailbox(self, connection: Connection) -> Any:
         mailbox = self.app.control.mailbox(connection)

@@ -69,22 +69,27 @@ class DjangoTasksBackend(BaseBackend):
     ) -> Mapping[str, StopOutcome | Exception]:
         """Mark what waits as failed, in one transaction; what runs can only ask."""
         outcomes: dict[str, StopOutcome | Exception] = {}
-        asked: dict[UUID, str] = {}
+        asked: dict[UUID, StopRequest] = {}
         for request in requests:
             # Not found it is unknown or on its way, and then its start is refused.
             outcomes[request.external_id] = StopOutcome.TOLD
             with suppress(ValueError):
-                asked[UUID(request.external_id)] = request.external_id
+                asked[UUID(request.external_id)] = request
         try:
             found = call_database(lambda: self._drop(asked), self._results.db, self.timeout)
         except Exception as error:  # noqa: BLE001 - of a database that is another's
             return dict.fromkeys(outcomes, error)
         for pk, status in found.items():
-            running = status == TaskResultStatus.RUNNING
-            outcomes[asked[pk]] = StopOutcome.UNSUPPORTED if running else StopOutcome.STOPPED
+            if status == TaskResultStatus.RUNNING:
+                outcome = StopOutcome.UNSUPPORTED
+            elif status == TaskResultStatus.READY and asked[pk].running:
+                outcome = StopOutcome.TOLD  # something else is running it
+            else:
+                outcome = StopOutcome.STOPPED
+            outcomes[asked[pk].external_id] = outcome
         return outcomes
 
-    def _drop(self, asked: Mapping[UUID, str]) -> dict[UUID, str]:
+    def _drop(self, asked: Mapping[UUID, StopRequest]) -> dict[UUID, str]:
         """Return the statuses that the known ones of these had."""
         with transaction.atomic(using=self._results.db):
             rows = self._results.select_for_update().filter(pk__in=asked)

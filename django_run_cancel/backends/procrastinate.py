@@ -106,9 +106,13 @@ class ProcrastinateBackend(BaseBackend):
         outcomes: dict[str, StopOutcome | Exception]
         outcomes = dict.fromkeys(external_ids, StopOutcome.TOLD)
         running = StopOutcome.TOLD if self.can_stop_running else StopOutcome.UNSUPPORTED
+        # Of a run that was running, a job that waits is another try, after a worker seemed dead.
+        waited = {request.external_id for request in requests if not request.running}
+        outcomes |= dict.fromkeys(
+            waited.intersection(row["queueing_lock"] for row in rows), StopOutcome.STOPPED
+        )
         # A run that was dispatched twice has stopped when neither job is running.
-        for status, outcome in (("cancelled", StopOutcome.STOPPED), ("doing", running)):
-            outcomes |= {row["queueing_lock"]: outcome for row in rows if row["status"] == status}
+        outcomes |= {row["queueing_lock"]: running for row in rows if row["status"] == "doing"}
         return outcomes
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:

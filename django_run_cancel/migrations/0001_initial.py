@@ -85,7 +85,7 @@ class Migration(migrations.Migration):
                 ('started_at', models.DateTimeField(blank=True, null=True, verbose_name='started at')),
                 ('finished_at', models.DateTimeField(blank=True, null=True, verbose_name='finished at')),
                 ('heartbeat_at', models.DateTimeField(blank=True, null=True, verbose_name='heartbeat at')),
-                ('execution_id', models.UUIDField(blank=True, editable=False, help_text='Whose code holds the run; empty once it has been handed back.', null=True, verbose_name='execution id')),
+                ('execution_id', models.UUIDField(blank=True, editable=False, help_text='Whose code holds the run; all zeros once it has left.', null=True, verbose_name='execution id')),
                 ('failure_reason', models.TextField(blank=True, default='', verbose_name='failure reason')),
                 ('stop_state', django_run_cancel.fields.ExactCharField(blank=True, default='', max_length=16, verbose_name='stop state')),
                 ('stopped_at', models.DateTimeField(blank=True, null=True, verbose_name='stopped at')),

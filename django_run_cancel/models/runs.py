@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Iterable
+from typing import Any, ClassVar, Self
+from uuid import UUID
 
 from django.apps import apps
 from django.conf import settings as django_settings
 from django.db import models, router, transaction
-from django.db.models.functions import Coalesce
+from django.db.models import Value
+from django.db.models.functions import Coalesce, NullIf
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -17,6 +20,7 @@ from django_run_cancel.exceptions import RunCancelled, StateNotWritable, Transit
 from django_run_cancel.fields import ExactCharField, ParentField, RunIdField
 from django_run_cancel.states import (
     ACTIVE,
+    HANDED_BACK,
     SOURCES,
     TERMINAL,
     RunStatus,
@@ -25,9 +29,6 @@ from django_run_cancel.states import (
     words_of_status,
     words_of_stop,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 STATE_FIELDS = frozenset(
     {
@@ -119,7 +120,7 @@ class AbstractRun(models.Model):
         null=True,
         blank=True,
         editable=False,
-        help_text=_("Whose code holds the run; empty once it has been handed back."),
+        help_text=_("Whose code holds the run; all zeros once it has left."),
     )
     failure_reason = models.TextField(_("failure reason"), blank=True, default="")
     cancellation = models.ForeignKey(
@@ -134,6 +135,9 @@ class AbstractRun(models.Model):
     stopped_at = models.DateTimeField(_("stopped at"), null=True, blank=True)
 
     objects: ClassVar[models.Manager[Any]] = RunQuerySet.as_manager()
+
+    held_as: UUID | None = None
+    """Of the instance that an execution has: its id. Without the run it cannot move it."""
 
     class Meta:
         abstract = True
@@ -233,12 +237,16 @@ class AbstractRun(models.Model):
             values["queued_at"] = now
         elif status == RunStatus.RUNNING:
             values |= {"started_at": Coalesce("started_at", now), "heartbeat_at": now}
+            # Who has left it does not hold it any more; who is at work does.
+            values["execution_id"] = NullIf("execution_id", Value(HANDED_BACK, models.UUIDField()))
         elif status in TERMINAL:
             values["finished_at"] = now
-        if not rows.filter(status__in=sources).update(**values, status=status):
+        held = {} if self.held_as is None else {"execution_id": self.held_as}
+        if not rows.filter(status__in=sources, **held).update(**values, status=status):
             current = rows.values_list("status", flat=True).first()
             self.status = current or self.status
-            raise TransitionNotAllowed(self.run_id, current, status)
+            hint = "Another execution holds it." if current in sources else ""
+            raise TransitionNotAllowed(self.run_id, current, status, hint)
         self.refresh_from_db(using=rows.db, fields=["status", *values])
 
     def _rows(self) -> models.QuerySet[Any]:

@@ -25,7 +25,7 @@ def make_app(name: str, url: str) -> Celery:
         task_default_queue=name,
         control_exchange=f"{name}.control",
         event_exchange=f"{name}.events",
-        worker_prefetch_multiplier=1,
+        worker_prefetch_multiplier=int(os.environ.get("CELERY_PREFETCH", "1")),
         task_acks_late=True,
         task_ignore_result=True,
         worker_hijack_root_logger=False,

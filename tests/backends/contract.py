@@ -426,6 +426,12 @@ class BackendContract(PoolContract):
         wait_until(lambda: "left" in self.trace(run), "the end of the body", 5)
         self.told(run, running=True)
 
+    def test_job_that_waits_although_its_run_was_running(self, harness: Harness) -> None:
+        """That it is dropped says nothing about what is running."""
+        harness.kill()
+        (run,) = self.send("short")
+        assert StopOutcome.STOPPED not in self.told(run, running=True)
+
     def test_a_hundred(self, harness: Harness) -> None:
         harness.kill()
         runs = self.send("short", 20)

@@ -94,6 +94,13 @@ class RabbitMQThreads(CeleryHarness):
     checks = ["django_run_cancel.W006"]
 
 
+class RedisPrefetching(CeleryHarness):
+    service = "Redis"
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "CELERY_PREFETCH": "4"}
+
+
 class TestRedisPrefork(BrokerContract):
     harness_class = RedisPrefork
 
@@ -114,6 +121,29 @@ class TestRedisSignal(PoolContract):
         wait_until(lambda: "swallowed SystemExit" in self.trace(run), "the signal")
         assert self.told(run, running=True, force=True) == [StopOutcome.TOLD_ONCE]
         self.goes_on(run)
+
+
+class TestRedisPrefetching(PoolContract):
+    harness_class = RedisPrefetching
+
+    def test_reserved__is_not_said_to_be_killed(self, harness: RedisPrefetching) -> None:
+        """As one that was delivered again, while the worker that runs it is cut off."""
+        harness.online()
+        busy = self.started("deaf")
+        (reserved,) = self.send("short")
+        inspect = harness.app.control.inspect()
+        wait_until(
+            lambda: (
+                [task["id"] for tasks in (inspect.reserved() or {}).values() for task in tasks]
+                == [reserved.external_id]
+            ),
+            "the task to be reserved",
+        )
+        self.cancel(busy, reserved)
+        assert self.told(reserved, busy, running=True, force=True) == [
+            StopOutcome.TOLD_ONCE,
+            StopOutcome.STOPPED,
+        ]
 
 
 class TestRedisThreads(PoolContract):

@@ -64,6 +64,11 @@ class ProcessHarness(Harness):
 class TestProcess(BackendContract):
     harness_class = ProcessHarness
 
+    def test_job_that_waits_although_its_run_was_running(self, harness: Harness) -> None:
+        """There is none: the process starts at once, and is all there is."""
+        (run,) = self.send("short")
+        assert self.told(run, running=True) == [StopOutcome.STOPPED]
+
     def is_killed(self, *arguments: str) -> None:
         """Let another process of ours do something, and die in the middle of it."""
         killed = subprocess.run(

@@ -146,7 +146,8 @@ class TestProcrastinate(BackendContract):
             assert message.id == "django_run_cancel.W005"
             assert time.monotonic() - began < 3 * TIMEOUT + 1
             through.up()
-            assert backend.check(deploy=True) == []
+            # Its pool takes a while until it tries to connect again.
+            wait_until(lambda: backend.check(deploy=True) == [], "the database to be back")
             # Or what nobody waited for any more has done it by now.
             self.told(run)
             assert ("cancelled", 0) in jobs_of(run)

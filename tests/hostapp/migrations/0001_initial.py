@@ -123,7 +123,7 @@ class Migration(migrations.Migration):
                     models.UUIDField(
                         blank=True,
                         editable=False,
-                        help_text="Whose code holds the run; empty once it has been handed back.",
+                        help_text="Whose code holds the run; all zeros once it has left.",
                         null=True,
                         verbose_name="execution id",
                     ),
