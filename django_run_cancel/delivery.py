@@ -12,7 +12,7 @@ from uuid import UUID
 from django.db import transaction
 from django.utils import timezone
 
-from django_run_cancel import watchdog
+from django_run_cancel import sql, watchdog
 from django_run_cancel.backends import get_backend
 from django_run_cancel.backends.base import BackendError, BaseBackend, StopOutcome, StopRequest
 from django_run_cancel.conf import settings
@@ -80,11 +80,14 @@ def deliver_due(limit: int = 100) -> DeliveryReport:
     """
     report = DeliveryReport()
     report.escalated = watchdog.escalate(limit)
-    # Each backend for itself: one that ends this process costs the items of no other an attempt.
-    for alias in sorted(set(due_items(DELIVERY).values_list("backend", flat=True)[:limit])):
+    # Each backend for itself: one that ends this process costs the items of no other an attempt,
+    # and one that is away does not starve the others.
+    due = list(due_items(DELIVERY).values_list("backend", flat=True)[:limit])
+    for alias in sorted({*due, *(settings.BACKENDS if len(due) == limit else ())}):
         if items := claim(DELIVERY, limit, backend=alias):
             _deliver(alias, items, report)
-    report.handled, failed = handle_due(limit)
+    handled, failed = handle_due(limit)
+    report.handled += handled
     report.failed += failed
     report.dispatched = redispatch(limit)
     report.presumed = watchdog.presume(limit)
@@ -98,6 +101,7 @@ def _deliver(alias: str, items: list[CancellationItem], report: DeliveryReport) 
     values: dict[int, Mapping[str, Any]] = {}
     open_items = []
     stopped = {}
+    failed = 0
     for item in items:
         run = runs.get(item.run_id)
         if run and run.stop_state in {StopState.ACKNOWLEDGED, StopState.KILLED}:
@@ -111,7 +115,7 @@ def _deliver(alias: str, items: list[CancellationItem], report: DeliveryReport) 
             result = StopOutcome.TOLD  # that this job will not run says nothing about the other
         if isinstance(result, BaseException):
             values[item.pk] = failure(DELIVERY, item, result)
-            report.failed += 1
+            failed += 1
         else:
             values[item.pk] = _after(result, item, runs.get(item.run_id), backend)
             if result == StopOutcome.STOPPED:
@@ -120,8 +124,10 @@ def _deliver(alias: str, items: list[CancellationItem], report: DeliveryReport) 
         values[stopped[run_id].pk] = _again(stopped[run_id])
     _record(items, values)
     states = [what["delivery"] for what in values.values()]
-    report.delivered += states.count(Delivery.DELIVERED)
-    report.repeated += len(states) - report.delivered - report.failed
+    delivered = states.count(Delivery.DELIVERED)
+    report.delivered += delivered
+    report.failed += failed
+    report.repeated += len(states) - delivered - failed
 
 
 def _unrecorded(run_ids: list[str]) -> list[str]:
@@ -238,4 +244,5 @@ def _record(items: list[CancellationItem], values: Mapping[int, Mapping[str, Any
         same[tuple(sorted(what.items()))].append(pk)
     with transaction.atomic(using=database()):
         for pairs, pks in same.items():
-            ours.filter(pk__in=pks).update(**dict(pairs))
+            # What a handler has locked for long is told again, after the lease.
+            sql.update_unlocked(ours.filter(pk__in=pks), **dict(pairs))

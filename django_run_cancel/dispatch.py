@@ -15,6 +15,7 @@ from django.utils import timezone
 from django_run_cancel import sql
 from django_run_cancel.backends import get_backend
 from django_run_cancel.models import AbstractRun, get_run_model
+from django_run_cancel.outbox import described
 from django_run_cancel.states import WAITING, RunStatus
 
 logger = logging.getLogger("django_run_cancel")
@@ -82,10 +83,10 @@ def redispatch(limit: int = 100) -> int:
 def _send(run: AbstractRun) -> bool:
     try:
         get_backend(run.backend).dispatch(run)
-    except Exception as error:  # noqa: BLE001 - of whatever executor
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - of whatever executor
         # It is tried for ever. What people must look at is said more loudly.
         log = logger.error if _waited(run) > LONGEST_WAIT else logger.warning
-        log("Run %s could not be dispatched: %r", run.run_id, error)
+        log("Run %s could not be dispatched: %s", run.run_id, described(error))
         _put_off(run, _later(run))
         return False
     # Not if the job has been so quick as to dispatch its run anew.

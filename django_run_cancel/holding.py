@@ -101,12 +101,24 @@ class Holding:
         """
         if self.execution_id is None:
             return None  # interrupted before it was started
-        now = timezone.now()
-        values: dict[str, Any] = {"status": RunStatus.COMPLETED, "finished_at": now}
         if error is not None and self._is_tried_again(error):
-            values = {"status": RunStatus.QUEUED, "queued_at": now, "execution_id": HANDED_BACK}
-        elif error is not None:
+            return self.hand_back()
+        values: dict[str, Any] = {"status": RunStatus.COMPLETED, "finished_at": timezone.now()}
+        if error is not None:
             values |= {"status": RunStatus.FAILED, "failure_reason": _describe(error)}
+        return self._leave(**values)
+
+    def hand_back(self) -> Any:
+        """Leave the run queued for another try, unless it has been ended already.
+
+        Returns:
+            As ``finish()``.
+        """
+        return self._leave(
+            status=RunStatus.QUEUED, queued_at=timezone.now(), execution_id=HANDED_BACK
+        )
+
+    def _leave(self, **values: Any) -> Any:
         rows = run_rows(run_id=self.run_id, execution_id=self.execution_id)
         if rows.filter(status=RunStatus.RUNNING).update(**values):
             _note(self.run, **values, held_as=None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+import traceback
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -89,7 +90,8 @@ def due_items(queue: Queue) -> QuerySet[CancellationItem]:
     """Return the items that are due, those first that have been for longest."""
     items = CancellationItem.objects.using(database())
     due = items.filter(**{queue.state: Delivery.PENDING, f"{queue.due}__lte": timezone.now()})
-    return due.order_by(queue.due, "pk")
+    # By nothing else: many share a time, and would be sorted for each claim.
+    return due.order_by(queue.due)
 
 
 def claim(queue: Queue, limit: int, **lookups: Any) -> list[CancellationItem]:
@@ -146,19 +148,27 @@ def failure(queue: Queue, item: CancellationItem, error: BaseException) -> Mappi
     attempts = getattr(item, queue.attempts)
     last = attempts >= settings.MAX_ATTEMPTS
     log = logger.error if last else logger.warning
-    log("%s of %s, attempt %d: %r", queue.state, item.run_id, attempts, error, exc_info=error)
+    # With where it came from at the first attempt and the last.
+    lines = traceback.format_exception(error) if last or attempts == 1 else [described(error)]
+    text = redacted("".join(lines)).strip()
+    log("%s of %s, attempt %d: %s", queue.state, item.run_id, attempts, text)
     return {
         queue.state: Delivery.FAILED if last else Delivery.PENDING,
         queue.due: None if last else timezone.now() + backoff(attempts, LONGEST_BACKOFF),
-        queue.error: _described(error),
+        queue.error: described(error),
     }
 
 
-def _described(error: BaseException) -> str:
-    # Without the password that the URL of a broker may have in it.
-    text = re.sub(r"(?<=://)[^/@\s]*@", "…@", f"{type(error).__name__}: {error}")[:1000]
-    # What databases cannot store: one such item would keep the others from being recorded.
+def described(error: BaseException) -> str:
+    """Return an error as text that every database can store."""
+    notes = getattr(error, "__notes__", [])
+    text = redacted("\n".join([f"{type(error).__name__}: {error}", *notes]))[:1000]
     return text.replace("\0", "").encode("utf-8", "backslashreplace").decode()
+
+
+def redacted(text: str) -> str:
+    """Return a text without the names and passwords that URLs, such as of a broker, have in it."""
+    return re.sub(r"(?<=://)[^/\s]*@", "…@", text)
 
 
 def backoff(attempts: int, longest: float) -> timedelta:

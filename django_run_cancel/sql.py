@@ -222,13 +222,13 @@ def update_unlocked(rows: QuerySet[Any], **values: Any) -> list[Any]:
         values: As for ``QuerySet.update()``.
 
     Returns:
-        The keys of the rows that were updated. Where the database cannot skip locked rows, those
-        are waited for after all, one by one.
+        The keys of the rows that were updated. Where the database cannot skip locked rows, they
+        are waited for after all, and none is named if one of several was not updated.
     """
     features = connections[rows.db].features
     if not features.has_select_for_update_skip_locked:
         pks = list(rows.values_list("pk", flat=True))
-        return [pk for pk in pks if rows.filter(pk=pk).update(**values)]
+        return pks if rows.filter(pk__in=pks).update(**values) == len(pks) else []
     with transaction.atomic(using=rows.db):
         # Not even who inserts a row that refers to one of these has it locked for that.
         locked = rows.select_for_update(

@@ -42,10 +42,9 @@ def escalate(limit: int = 100) -> int:
     stopping = run_rows(run_id__in=run_ids.values(), stop_state=StopState.STOPPING)
     found = set(stopping.values_list("run_id", flat=True))
     again = [pk for pk, run_id in run_ids.items() if run_id in found]
-    delivered.filter(pk__in=run_ids.keys() - again).update(next_attempt_at=None)
-    return delivered.filter(pk__in=again).update(
-        delivery=Delivery.PENDING, force=True, attempts=0, last_error=""
-    )
+    sql.update_unlocked(delivered.filter(pk__in=run_ids.keys() - again), next_attempt_at=None)
+    values = {"delivery": Delivery.PENDING, "force": True, "attempts": 0, "last_error": ""}
+    return len(sql.update_unlocked(delivered.filter(pk__in=again), **values))
 
 
 def presume(limit: int = 100) -> int:

@@ -189,6 +189,30 @@ class Execution:
         finally:
             await in_thread(despite, error, self._acknowledge)
 
+    def hand_back(self) -> None:
+        """Leave the run queued, before the executor is told to try again.
+
+        Only for executors that are told so from within the block: whoever is quick would find the
+        run running otherwise, and the next try would be lost. Then leave the block.
+
+        Raises:
+            RunCancelled: The run has been cancelled: there is no other try.
+        """
+        self._leaving()
+        steadily(self._write, self._holding.hand_back)
+        if self.cancelled:
+            raise RunCancelled(self.run_id)
+
+    def take_back(self) -> None:
+        """Go on with a run that was handed back, because its executor could not be told.
+
+        Raises:
+            RunCancelled: It has been cancelled meanwhile.
+        """
+        steadily(self._holding.start, self._holding.execution_id)
+        self._left = False
+        watch(self)
+
     def _entering(self) -> UUID:
         if self._pid:
             raise RuntimeError("An execution is entered once: call execution() again.")
@@ -203,7 +227,10 @@ class Execution:
         return self._pid == os.getpid()  # and not in a process that was forked meanwhile
 
     def _finish(self, error: BaseException | None) -> None:
-        if (row := self._holding.finish(error)) is not None:
+        self._write(self._holding.finish, error)
+
+    def _write(self, statement: Callable[..., Any], *args: Any) -> None:
+        if (row := statement(*args)) is not None:
             self.cancelled = True
             if not self.cancel_requested:
                 self._obey(partial(RunCancelled, self.run_id), _record(row))

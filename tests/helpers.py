@@ -68,6 +68,21 @@ def locked_elsewhere(*runs: AbstractRun) -> Iterator[None]:
         thread.join()
 
 
+@contextmanager
+def rows_locked(table: str, column: str, value: str) -> Iterator[None]:
+    """Let another session hold a lock on rows of another's table."""
+    other = connection.copy()
+    try:
+        other.set_autocommit(False)
+        with other.cursor() as cursor:
+            cursor.execute(f"SELECT 1 FROM {table} WHERE {column} = %s FOR UPDATE", [value])
+            assert cursor.fetchall()
+        yield
+    finally:
+        other.rollback()
+        other.close()
+
+
 class ApiClient(Client):
     """Sends JSON with an API key."""
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -18,6 +19,7 @@ from django_run_cancel.backends import get_backend
 from django_run_cancel.backends.base import BaseBackend, StopOutcome, StopRequest
 from django_run_cancel.backends.dummy import DummyBackend
 from django_run_cancel.delivery import deliver_due
+from django_run_cancel.dispatch import dispatch
 from django_run_cancel.evidence import record_stopped
 from django_run_cancel.models import CancellationItem, get_run_model
 from django_run_cancel.outbox import queue_size, retry_deliveries
@@ -294,6 +296,59 @@ def test_error_with_the_password_of_a_broker(dummy: DummyBackend) -> None:
     assert item_of(run).last_error == "OSError: cannot reach amqp://…@broker:5672/a@b"
 
 
+@pytest.mark.parametrize("password", ["S3CRET", "ss-S3CR@T", "S3CR:ET"])
+def test_error_with_a_password__in_no_log_either(
+    dummy: DummyBackend, password: str, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.RUN_CANCEL_MAX_ATTEMPTS = 1
+    run = cancelled()
+    dummy.outcome = OSError(f"cannot reach amqp://guest:{password}@broker:5672//")
+    deliver_due()
+    dispatch(make_run(RunStatus.CREATED), "dummy")
+    assert "S3CR" not in item_of(run).last_error
+    assert "S3CR" not in caplog.text
+    assert caplog.text.count("amqp://…@broker:5672//") == 2
+
+
+def test_log__says_where_it_came_from_at_the_first_attempt_and_the_last(
+    dummy: DummyBackend, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.RUN_CANCEL_MAX_ATTEMPTS = 3
+    settings.RUN_CANCEL_HANDLERS = [f"{__name__}.explode"]
+    cancelled(backend="", external_id="")
+    for _ in range(3):
+        deliver_due()
+        pass_time(100)
+    assert ["Traceback" in record.message for record in caplog.records] == [True, False, True]
+
+
+def test_dead_backend_with_many_items__does_not_starve_the_others(
+    dummy: DummyBackend, settings: Any
+) -> None:
+    settings.RUN_CANCEL_BACKENDS = {
+        **settings.RUN_CANCEL_BACKENDS,
+        "exploding": {"BACKEND": f"{__name__}.Exploding"},
+    }
+    for _ in range(6):
+        cancelled(backend="exploding")
+    cancelled()
+    report = deliver_due(limit=2)
+    assert (report.delivered, report.failed, report.repeated) == (1, 2, 0)
+
+
+def test_report__counts_each_backend_for_itself(dummy: DummyBackend, settings: Any) -> None:
+    settings.RUN_CANCEL_BACKENDS = {
+        "a": {"BACKEND": f"{__name__}.Exploding"},
+        "b": {"BACKEND": f"{__name__}.Gentle"},
+        **settings.RUN_CANCEL_BACKENDS,
+    }
+    dummy.outcome = StopOutcome.TOLD_ONCE
+    for alias in ("a", "a", "b", "dummy"):
+        cancelled(backend=alias)
+    report = deliver_due()
+    assert (report.failed, report.delivered, report.repeated) == (2, 1, 1)
+
+
 def test_last_attempt__failed_and_loud_until_somebody_retries(
     dummy: DummyBackend, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -493,7 +548,77 @@ def test_handler_that_catches_an_error_of_the_database(dummy: DummyBackend, sett
     item = item_of(run)
     assert (report.handled, report.failed) == (0, 1)
     assert (item.handling, item.handling_attempts) == ("pending", 1)
-    assert "A handler caught an error of the database" in item.handling_error
+    assert "If a handler caught an error of the database" in item.handling_error
+    assert get_run_model()._default_manager.count() == 1
+
+
+def deadlock(item: CancellationItem) -> None:
+    """Catch that the database has undone the transaction, and go on as if it had not."""
+    with connection.cursor() as cursor:
+        cursor.execute("ROLLBACK")
+        cursor.execute("BEGIN")
+    book(item)
+
+
+def test_handler_that_catches_a_deadlock(dummy: DummyBackend, handled: Any, settings: Any) -> None:
+    """On MySQL it undoes everything, and what comes after it would be done twice."""
+    settings.RUN_CANCEL_HANDLERS = [f"{__name__}.deadlock"]
+    run = cancelled()
+    assert deliver_due().failed == 1
+    assert item_of(run).handling == "pending"
+    assert "not marked any more" in item_of(run).handling_error
+    assert get_run_model()._default_manager.count() == 1
+    assert handled == [run.run_id]
+
+
+def test_handlers__take_no_more_than_their_time(
+    dummy: DummyBackend, handled: list[str], monkeypatch: Any
+) -> None:
+    """Executors wait to be told in the meantime."""
+    monkeypatch.setattr(handling, "STEP_SECONDS", 0)
+    for _ in range(3):
+        cancelled()
+    assert [deliver_due().handled for _ in range(4)] == [0, 0, 0, 0]
+    monkeypatch.setattr(handling, "STEP_SECONDS", 60)
+    assert deliver_due().handled == 3
+
+
+def handle_slowly(item: CancellationItem) -> None:
+    SLOW.wait(20)
+
+
+SLOW = threading.Event()
+
+
+@pytest.mark.skipif(IS_SQLITE, reason="SQLite locks no rows")
+def test_slow_handler__keeps_no_other_worker_waiting(dummy: DummyBackend, settings: Any) -> None:
+    """It has locked its item, which is also due to be told, to be escalated and so on."""
+    settings.RUN_CANCEL_HANDLERS = [f"{__name__}.handle_slowly"]
+    SLOW.clear()
+    run = cancelled()
+    deliver_claimed = outbox.claim(outbox.DELIVERY, 10)
+
+    def work() -> None:
+        handling.handle_due(1)
+        connection.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while item_of(run).handling_attempts == 0:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    other = cancelled()
+    began = time.monotonic()
+    delivery._deliver("dummy", deliver_claimed, delivery.DeliveryReport())
+    settings.RUN_CANCEL_HANDLERS = []
+    assert deliver_due().delivered == 1
+    CancellationItem.objects.filter(run_id=other.run_id).update(next_attempt_at=timezone.now())
+    assert deliver_due().escalated == 1
+    assert time.monotonic() - began < 5
+    SLOW.set()
+    thread.join()
+    assert item_of(run).handling == "delivered"
+    assert item_of(run).delivery == "pending"  # told again, after its lease
 
 
 def leave(item: CancellationItem) -> None:

@@ -208,6 +208,19 @@ def test_executor_that_refuses_some__is_not_away(dummy: DummyBackend, monkeypatc
     assert dummy.dispatched == [good.external_id]
 
 
+def test_dispatch_that_exits__has_failed(dummy: DummyBackend, monkeypatch: Any) -> None:
+    def leave(self: DummyBackend, given: Any) -> None:
+        raise SystemExit("no licence")
+
+    monkeypatch.setattr(DummyBackend, "dispatch", leave)
+    run = created()
+    dispatch(run, "dummy")
+    let_time_pass()
+    assert redispatch() == 0
+    run.refresh_from_db()
+    assert run.dispatch_due_at > timezone.now()
+
+
 def test_executor_away_for_long__is_said_loudly(
     dummy: DummyBackend, caplog: pytest.LogCaptureFixture
 ) -> None:

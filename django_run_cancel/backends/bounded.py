@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 from threading import BoundedSemaphore, Thread
@@ -15,18 +16,19 @@ from django_run_cancel.models import get_run_model
 Result = TypeVar("Result")
 
 MAX_WAITING = 8
-"""Calls at a time, so that those which a dead server never answers do not pile up."""
+"""Calls of a backend at a time, so that those which a dead server never answers do not pile up."""
 
-_free = BoundedSemaphore(MAX_WAITING)
+_free: dict[str, BoundedSemaphore] = defaultdict(lambda: BoundedSemaphore(MAX_WAITING))
 
 
-def call_bounded(function: Callable[[], Result], timeout: float) -> Result:
+def call_bounded(function: Callable[[], Result], alias: str, timeout: float) -> Result:
     """Call a function in a thread of its own, and stop waiting for it after a while.
 
     What is not waited for any more goes on in its thread, and may still have an effect.
 
     Args:
         function: What to call. It has database connections of its own.
+        alias: Of the backend.
         timeout: Seconds to wait.
 
     Returns:
@@ -37,6 +39,7 @@ def call_bounded(function: Callable[[], Result], timeout: float) -> Result:
         Exception: Whatever the function raises.
     """
     until = time.monotonic() + timeout
+    free = _free[alias]
     future: Future[Result] = Future()
 
     def call() -> None:
@@ -46,9 +49,9 @@ def call_bounded(function: Callable[[], Result], timeout: float) -> Result:
             future.set_exception(error)
         finally:
             connections.close_all()
-            _free.release()
+            free.release()
 
-    if _free.acquire(timeout=timeout):
+    if free.acquire(timeout=timeout):
         Thread(target=call, name="run-cancel-call", daemon=True).start()
         try:
             return future.result(until - time.monotonic())
@@ -58,7 +61,9 @@ def call_bounded(function: Callable[[], Result], timeout: float) -> Result:
     raise TimeoutError(f"No answer within {timeout} s.")
 
 
-def call_database(function: Callable[[], Result], using: str | None, timeout: float) -> Result:
+def call_database(
+    function: Callable[[], Result], using: str | None, alias: str, timeout: float
+) -> Result:
     """Call a function that uses a database, bounded unless it is the database of the runs.
 
     That one needs no watching: without it nothing gets here. And what is done there belongs to the
@@ -67,6 +72,7 @@ def call_database(function: Callable[[], Result], using: str | None, timeout: fl
     Args:
         function: What to call.
         using: Alias of the database; None when Django does not know it.
+        alias: Of the backend.
         timeout: Seconds to wait for another database.
 
     Raises:
@@ -76,4 +82,4 @@ def call_database(function: Callable[[], Result], using: str | None, timeout: fl
     if using == router.db_for_write(get_run_model()):
         with transaction.atomic(using=using):
             return function()
-    return call_bounded(function, timeout)
+    return call_bounded(function, alias, timeout)

@@ -43,9 +43,31 @@ class RunTask(Task):  # type: ignore[misc]
         """
         try:
             with execution(run_id, requeue_on=(Retry,)) as run:
-                return super().__call__(run, *args, **kwargs)
+                if self.request.called_directly:  # as by a test
+                    return super().__call__(run, *args, **kwargs)
+                self.request.run_execution = run
+                return self.run(run, *args, **kwargs)
         except (RunCancelled, RunInProgress) as refused:
             raise Ignore(str(refused)) from refused
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """Leave the run queued, and only then send the task once more: others may be quick.
+
+        Raises:
+            RunCancelled: The run has been cancelled: nothing is sent.
+            Retry: As Celery does; and what else it raises if the tries are used up, say.
+        """
+        if self.request.called_directly:
+            return super().retry(*args, **kwargs)  # only raises
+        run = self.request.run_execution
+        run.hand_back()
+        try:
+            return super().retry(*args, **kwargs)
+        except Retry:
+            raise
+        except BaseException:
+            run.take_back()  # nothing has been sent
+            raise
 
 
 class _ProducesOnce(Producer):

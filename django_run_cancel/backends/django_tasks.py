@@ -9,7 +9,7 @@ from uuid import UUID
 
 from django.apps import apps
 from django.core.checks import CheckMessage, Error
-from django.db import router, transaction
+from django.db import connections, router, transaction
 from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.module_loading import import_string
@@ -60,7 +60,7 @@ class DjangoTasksBackend(BaseBackend):
                 backend.enqueue(self.task, [run.run_id], {})
 
         try:
-            call_database(enqueue, self._results.db, self.timeout)
+            call_database(enqueue, self._results.db, self.alias, self.timeout)
         except Exception as error:
             raise BackendError(f"Django Tasks: {error}") from error
 
@@ -76,11 +76,16 @@ class DjangoTasksBackend(BaseBackend):
             with suppress(ValueError):
                 asked[UUID(request.external_id)] = request
         try:
-            found = call_database(lambda: self._drop(asked), self._results.db, self.timeout)
+            found = call_database(
+                lambda: self._drop(asked), self._results.db, self.alias, self.timeout
+            )
         except Exception as error:  # noqa: BLE001 - of a database that is another's
             return dict.fromkeys(outcomes, error)
         for pk, status in found.items():
-            if status == TaskResultStatus.RUNNING:
+            outcome: StopOutcome | Exception
+            if status is None:
+                outcome = BackendError("Somebody has locked its task.")
+            elif status == TaskResultStatus.RUNNING:
                 outcome = StopOutcome.UNSUPPORTED
             elif status == TaskResultStatus.READY and asked[pk].running:
                 outcome = StopOutcome.TOLD  # something else is running it
@@ -89,11 +94,15 @@ class DjangoTasksBackend(BaseBackend):
             outcomes[asked[pk].external_id] = outcome
         return outcomes
 
-    def _drop(self, asked: Mapping[UUID, StopRequest]) -> dict[UUID, str]:
-        """Return the statuses that the known ones of these had."""
-        with transaction.atomic(using=self._results.db):
-            rows = self._results.select_for_update().filter(pk__in=asked)
-            found = dict(rows.values_list("pk", "status"))
+    def _drop(self, asked: Mapping[UUID, StopRequest]) -> dict[UUID, str | None]:
+        """Return the statuses that the known ones of these had; None if somebody has it locked."""
+        using = self._results.db
+        skip_locked = connections[using].features.has_select_for_update_skip_locked
+        with transaction.atomic(using=using):
+            rows = self._results.filter(pk__in=asked)
+            found: dict[UUID, str | None] = dict.fromkeys(rows.values_list("pk", flat=True))
+            rows = rows.select_for_update(skip_locked=skip_locked)
+            found |= dict(rows.values_list("pk", "status"))
             waiting = [pk for pk, status in found.items() if status == TaskResultStatus.READY]
             self._results.filter(pk__in=waiting).update(
                 status=TaskResultStatus.FAILED,
@@ -118,4 +127,4 @@ class DjangoTasksBackend(BaseBackend):
 
     def ping(self) -> None:
         """Look for the table of the task results."""
-        call_database(self._results.exists, self._results.db, self.timeout)
+        call_database(self._results.exists, self._results.db, self.alias, self.timeout)

@@ -63,7 +63,7 @@ class DramatiqBackend(BaseBackend):
                     # RabbitMQ: each thread has a connection of its own, and this one ends.
                     del broker.connection  # type: ignore[attr-defined]
 
-        call_bounded(call, self.timeout)
+        call_bounded(call, self.alias, self.timeout)
 
     def dispatch(self, run: AbstractRun) -> None:
         """Send the message."""

@@ -25,8 +25,18 @@ STOP = """
 UPDATE procrastinate_jobs
 SET abort_requested = true,
     status = CASE status WHEN 'todo' THEN 'cancelled'::procrastinate_job_status ELSE status END
+WHERE id IN (
+    SELECT id FROM procrastinate_jobs
+    WHERE status IN ('todo', 'doing') AND queueing_lock = ANY(%(external_ids)s)
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING id, queueing_lock, status::text
+"""
+
+LOCKED = """
+SELECT queueing_lock FROM procrastinate_jobs
 WHERE status IN ('todo', 'doing') AND queueing_lock = ANY(%(external_ids)s)
-RETURNING queueing_lock, status::text
+    AND NOT id = ANY(%(ids)s)
 """
 
 
@@ -76,7 +86,8 @@ class ProcrastinateBackend(BaseBackend):
         return app.connector.get_sync_connector()
 
     def _call(self, function: Callable[[], Result]) -> Result:
-        return call_database(function, getattr(self._connector, "alias", None), self.timeout)
+        using = getattr(self._connector, "alias", None)
+        return call_database(function, using, self.alias, self.timeout)
 
     def dispatch(self, run: AbstractRun) -> None:
         """Defer the job, unless it waits already."""
@@ -97,9 +108,7 @@ class ProcrastinateBackend(BaseBackend):
         """
         external_ids = [request.external_id for request in requests]
         try:
-            rows = self._call(
-                lambda: self._connector.execute_query_all(STOP, external_ids=external_ids)
-            )
+            rows, locked = self._call(lambda: self._stop(external_ids))
         except Exception as error:  # noqa: BLE001 - of a database that is another's
             return dict.fromkeys(external_ids, error)
         # What is not found is finished, unknown or on its way, and then its start is refused.
@@ -113,7 +122,14 @@ class ProcrastinateBackend(BaseBackend):
         )
         # A run that was dispatched twice has stopped when neither job is running.
         outcomes |= {row["queueing_lock"]: running for row in rows if row["status"] == "doing"}
-        return outcomes
+        return outcomes | dict.fromkeys(locked, BackendError("Somebody has locked its job."))
+
+    def _stop(self, external_ids: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
+        """Return the jobs that were told, and the ids of those that somebody has locked."""
+        query = self._connector.execute_query_all
+        rows = query(STOP, external_ids=external_ids)
+        locked = query(LOCKED, external_ids=external_ids, ids=[row["id"] for row in rows])
+        return rows, [row["queueing_lock"] for row in locked]
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
         """Check that there is such a task, by importing it, and what the base checks."""

@@ -16,6 +16,8 @@ from django_run_cancel.backends.celery import RunTask
 from tests.backends import jobs
 
 TASK = "work"
+QUICK = "quick"
+"""Is tried again at once, and by whichever worker is free."""
 
 
 def make_app(name: str, url: str) -> Celery:
@@ -31,6 +33,11 @@ def make_app(name: str, url: str) -> Celery:
         worker_hijack_root_logger=False,
         worker_cancel_long_running_tasks_on_connection_loss=True,
     )
+
+    @app.task(name=QUICK, base=RunTask, shared=False, bind=True)
+    def quick(self: Any, run: Any) -> None:
+        if self.request.retries == 0:
+            raise self.retry(countdown=0)
 
     @app.task(
         name=TASK,

@@ -162,8 +162,8 @@ def remove_keys(name: str) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-class PoolContract:
-    """What depends on how a worker runs jobs.
+class WithHarness:
+    """The words that tests with an executor are written in.
 
     ``harness`` is online or offline at the start of a test: each says which it needs.
     """
@@ -213,8 +213,6 @@ class PoolContract:
         for path in traces:
             path.unlink()
 
-    # What the tests are written in.
-
     def send(self, title: str, count: int = 1) -> list[Any]:
         """Dispatch runs, as ``dispatch()`` does but at once."""
         runs = [make_run(title=title, backend=ALIAS, external_id="") for _ in range(count)]
@@ -261,7 +259,21 @@ class PoolContract:
         run.refresh_from_db()
         return str(run.stop_state)
 
-    # What is asked.
+    def deliver(self) -> None:
+        """Do what the delivery worker does, without waiting between attempts."""
+        CancellationItem.objects.filter(delivery=Delivery.PENDING).update(
+            next_attempt_at=timezone.now()
+        )
+        deliver_due()
+
+    def goes_on(self, run: Any) -> None:
+        seen = len(self.trace(run))
+        wait_until(lambda: len(self.trace(run)) > seen + 3, "what nobody can stop")
+        assert "left" not in self.trace(run)
+
+
+class PoolContract(WithHarness):
+    """What depends on how a worker runs jobs."""
 
     def test_runs_what_is_dispatched_once(self, harness: Harness) -> None:
         harness.online()
@@ -334,18 +346,6 @@ class PoolContract:
         assert run.stop_state == (
             StopState.KILLED if self.backend.can_force else StopState.PRESUMED
         )
-
-    def deliver(self) -> None:
-        """Do what the delivery worker does, without waiting between attempts."""
-        CancellationItem.objects.filter(delivery=Delivery.PENDING).update(
-            next_attempt_at=timezone.now()
-        )
-        deliver_due()
-
-    def goes_on(self, run: Any) -> None:
-        seen = len(self.trace(run))
-        wait_until(lambda: len(self.trace(run)) > seen + 3, "what nobody can stop")
-        assert "left" not in self.trace(run)
 
     def test_retry_never_resurrects(self, harness: Harness) -> None:
         """The executor's own retry, after a cancellation during the try and between two tries."""

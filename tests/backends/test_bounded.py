@@ -22,9 +22,9 @@ def never() -> Iterator[threading.Event]:
 
 
 def test_returns_and_raises() -> None:
-    assert call_bounded(lambda: "answer", 1) == "answer"
+    assert call_bounded(lambda: "answer", "a", 1) == "answer"
     with pytest.raises(ZeroDivisionError):
-        call_bounded(lambda: 1 // 0, 1)
+        call_bounded(lambda: 1 // 0, "a", 1)
 
 
 def test_raises_the_timeout_of_the_client() -> None:
@@ -32,20 +32,20 @@ def test_raises_the_timeout_of_the_client() -> None:
         raise TimeoutError("of the client")
 
     with pytest.raises(TimeoutError, match="of the client"):
-        call_bounded(fail, 1)
+        call_bounded(fail, "a", 1)
 
 
 def test_waits_no_longer_than_the_timeout(never: threading.Event) -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError, match=r"No answer within 0\.1 s"):
-        call_bounded(never.wait, 0.1)
+        call_bounded(never.wait, "a", 0.1)
     assert time.monotonic() - began < 1
 
 
 def test_calls_that_are_never_answered_do_not_pile_up(never: threading.Event) -> None:
     def call() -> bool:
         try:
-            return call_bounded(never.wait, 0.2)
+            return call_bounded(never.wait, "a", 0.2)
         except TimeoutError:
             return False
 
@@ -54,8 +54,9 @@ def test_calls_that_are_never_answered_do_not_pile_up(never: threading.Event) ->
     assert not any(outcome.result() for outcome in outcomes)
     waiting = [thread for thread in threading.enumerate() if thread.name == "run-cancel-call"]
     assert 1 < len(waiting) <= MAX_WAITING
+    assert call_bounded(lambda: "of another backend", "b", 5) == "of another backend"
     never.set()
-    assert call_bounded(lambda: "again", 5) == "again"
+    assert call_bounded(lambda: "again", "a", 5) == "again"
 
 
 @pytest.mark.django_db(transaction=True)
@@ -64,7 +65,7 @@ def test_leaves_no_connection_behind() -> None:
         connection.ensure_connection()
         return connections[connection.alias]
 
-    theirs = call_bounded(look, 5)
+    theirs = call_bounded(look, "a", 5)
     assert theirs is not look()
     until = time.monotonic() + 5
     # Not by using it: SQLite does not survive that while another thread closes it.
@@ -76,7 +77,7 @@ def test_leaves_no_connection_behind() -> None:
 @pytest.mark.django_db(transaction=True)
 def test_in_the_database_of_the_runs_it_belongs_to_the_transaction() -> None:
     with transaction.atomic():
-        run = call_database(make_run, connections["default"].alias, 1)
+        run = call_database(make_run, connections["default"].alias, "a", 1)
         assert statuses(run) == ["queued"]
         transaction.set_rollback(True)
     with pytest.raises(KeyError):
@@ -86,4 +87,4 @@ def test_in_the_database_of_the_runs_it_belongs_to_the_transaction() -> None:
 @pytest.mark.parametrize("using", [None, "elsewhere"])
 def test_any_other_database_is_bounded(never: threading.Event, using: str | None) -> None:
     with pytest.raises(TimeoutError):
-        call_database(never.wait, using, 0.1)
+        call_database(never.wait, using, "a", 0.1)

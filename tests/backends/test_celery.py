@@ -7,15 +7,16 @@ import pytest
 
 from django_run_cancel import services
 from django_run_cancel.backends.base import StopOutcome
-from tests.backends.contract import BrokerContract, Harness, PoolContract, wait_until
+from tests.backends.contract import BrokerContract, Harness, PoolContract, WithHarness, wait_until
 from tests.backends.jobs import FOLDER
 from tests.backends.services import URLS, require_package
 from tests.helpers import make_run, statuses
 
 require_package("celery")
 
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
 
+from django_run_cancel.backends.celery import RunTask
 from tests.backends import celery_jobs
 
 
@@ -23,6 +24,7 @@ class CeleryHarness(Harness):
     backend = "django_run_cancel.backends.celery.CeleryBackend"
     ready = " ready."
     pool: ClassVar[str] = "prefork"
+    concurrency: ClassVar[int] = 1
 
     def set_up(self) -> None:
         self.app = celery_jobs.make_app(self.name, self.proxy.url)
@@ -41,7 +43,12 @@ class CeleryHarness(Harness):
         return {"CELERY_NAME": self.name, "CELERY_URL": URLS[self.service]}
 
     def command(self) -> list[str]:
-        options = ["--concurrency=1", "--loglevel=INFO", "--without-gossip", "--without-mingle"]
+        options = [
+            f"--concurrency={self.concurrency}",
+            "--loglevel=INFO",
+            "--without-gossip",
+            "--without-mingle",
+        ]
         return [
             "-m",
             "celery",
@@ -123,7 +130,7 @@ class TestRedisSignal(PoolContract):
         self.goes_on(run)
 
 
-class TestRedisPrefetching(PoolContract):
+class TestRedisPrefetching(WithHarness):
     harness_class = RedisPrefetching
 
     def test_reserved__is_not_said_to_be_killed(self, harness: RedisPrefetching) -> None:
@@ -146,6 +153,26 @@ class TestRedisPrefetching(PoolContract):
         ]
 
 
+class RedisMany(RedisPrefetching):
+    concurrency = 4
+
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "TASK": celery_jobs.QUICK}
+
+
+class TestRedisMany(WithHarness):
+    harness_class = RedisMany
+
+    def test_tried_again_at_once__no_try_is_lost(self, harness: Harness) -> None:
+        """The next try may be taken before this one has been left."""
+        harness.online()
+        runs = self.send("", 60)
+        wait_until(
+            lambda: set(statuses(*runs)) == {"completed"},
+            "all to be completed",
+        )
+
+
 class TestRedisThreads(PoolContract):
     harness_class = RedisThreads
 
@@ -156,6 +183,8 @@ class TestRabbitMQThreads(PoolContract):
 
 @pytest.mark.django_db(transaction=True)
 class TestRunTask:
+    before_retry: Any = staticmethod(lambda run: None)
+
     def call(self, run: Any) -> None:
         celery_jobs.make_app("local", "memory://").tasks[celery_jobs.TASK](run.run_id)
 
@@ -170,6 +199,63 @@ class TestRunTask:
         services.cancel_runs([run.run_id], requested_by="tests")
         with pytest.raises(Ignore):
             self.call(run)
+
+    def retrying(self, **options: Any) -> Any:
+        """Return a task on a broker that is out of reach."""
+        app = celery_jobs.make_app("local", "redis://127.0.0.1:1/0")
+        app.conf.broker_transport_options = {"max_retries": 0}
+
+        @app.task(base=RunTask, shared=False, bind=True, **options)
+        def work(task: Any, run: Any) -> None:
+            self.before_retry(run)
+            raise task.retry(countdown=0, exc=OSError("the first"), retry=False)
+
+        return work
+
+    def as_in_a_worker(self, task: Any, run: Any) -> None:
+        task.push_request(
+            id="x", args=[run.run_id], kwargs={}, delivery_info={}, called_directly=False
+        )
+        try:
+            task(run.run_id)
+        finally:
+            task.pop_request()
+
+    def test_tries_are_used_up(self) -> None:
+        run = make_run()
+        with pytest.raises(OSError, match="the first"):
+            self.as_in_a_worker(self.retrying(max_retries=0), run)
+        run.refresh_from_db()
+        assert (run.status, run.failure_reason) == ("failed", "OSError: the first")
+
+    def test_broker_is_away_when_it_is_to_be_tried_again(self) -> None:
+        """Nobody would ever try again: the run has failed."""
+        run = make_run()
+        with pytest.raises(Reject):
+            self.as_in_a_worker(self.retrying(), run)
+        assert statuses(run) == ["failed"]
+
+    def test_cancelled_when_it_is_to_be_tried_again(self) -> None:
+        run = make_run()
+        self.before_retry = lambda run: services.cancel_runs([run.run_id], requested_by="tests")
+        with pytest.raises(Ignore):
+            self.as_in_a_worker(self.retrying(), run)
+        run.refresh_from_db()
+        assert (run.status, run.stop_state) == ("cancelled", "acknowledged")
+
+    def test_called_directly(self) -> None:
+        run = make_run()
+        with pytest.raises(OSError, match="the first"):
+            self.retrying()(run.run_id)
+        assert statuses(run) == ["failed"]
+
+    def test_eager(self) -> None:
+        """As in tests of hosts: it is tried again at once, in the same process."""
+        runs = [make_run(), make_run()]
+        app = celery_jobs.make_app("local", "memory://")
+        assert app.tasks[celery_jobs.QUICK].apply([runs[0].run_id]).successful()
+        assert not self.retrying(max_retries=2).apply([runs[1].run_id]).successful()
+        assert statuses(*runs) == ["completed", "failed"]
 
     def test_running_elsewhere(self) -> None:
         run = make_run("running")

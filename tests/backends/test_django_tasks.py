@@ -3,9 +3,10 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
-from django.db import connections
+from django.db import connection, connections
 
 from tests.backends.services import require_package
 
@@ -18,7 +19,7 @@ from django_run_cancel.backends.base import BackendError, StopOutcome, StopReque
 from django_run_cancel.backends.django_tasks import DjangoTasksBackend
 from django_run_cancel.exceptions import RunCancelled
 from tests.backends.contract import BackendContract, Harness, wait_until
-from tests.helpers import make_run
+from tests.helpers import IS_SQLITE, make_run, rows_locked
 
 
 class DjangoTasks(Harness):
@@ -57,6 +58,17 @@ class TestDjangoTasks(BackendContract):
         assert self.told(run, running=True) == [StopOutcome.UNSUPPORTED]
         self.cancel(run)
         wait_until(lambda: self.told(run) == [StopOutcome.STOPPED], "the end of the task", 5)
+
+    @pytest.mark.skipif(IS_SQLITE, reason="SQLite locks no rows")
+    def test_task_that_somebody_has_locked__keeps_nobody_waiting(self, harness: Harness) -> None:
+        harness.kill()
+        locked, other = self.send("short", 2)
+        pk = DBTaskResult._meta.pk.get_db_prep_value(UUID(locked.external_id), connection)
+        with rows_locked(DBTaskResult._meta.db_table, "id", pk):
+            outcomes = self.stop(locked, other)
+        assert "locked" in str(outcomes[0])
+        assert outcomes[1] is StopOutcome.STOPPED
+        assert self.told(locked) == [StopOutcome.STOPPED]
 
     def test_id_of_another_executor(self) -> None:
         assert self.told(make_run(external_id="not a UUID")) == [StopOutcome.TOLD]

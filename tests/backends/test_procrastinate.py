@@ -9,7 +9,7 @@ from django.db import connection, transaction
 from django_run_cancel.backends.base import BackendError, StopOutcome
 from tests.backends.contract import TIMEOUT, BackendContract, Harness, wait_until
 from tests.backends.services import address, proxy, require_package
-from tests.helpers import IS_POSTGRESQL, make_run
+from tests.helpers import IS_POSTGRESQL, make_run, rows_locked
 
 require_package("procrastinate")
 if not IS_POSTGRESQL:
@@ -89,6 +89,15 @@ class TestProcrastinate(BackendContract):
         self.cancel(run)
         assert self.told(run, running=True) == [StopOutcome.UNSUPPORTED]
         assert ("cancelled", 0) in jobs_of(run)
+
+    def test_job_that_somebody_has_locked__keeps_nobody_waiting(self, harness: Harness) -> None:
+        harness.kill()
+        locked, other = self.send("short", 2)
+        with rows_locked("procrastinate_jobs", "queueing_lock", locked.external_id):
+            outcomes = self.stop(locked, other)
+        assert "locked" in str(outcomes[0])
+        assert outcomes[1] is StopOutcome.STOPPED
+        assert self.told(locked) == [StopOutcome.STOPPED]
 
     def test_coroutine__interrupted(self, harness: Harness) -> None:
         harness.online()
