@@ -6,6 +6,7 @@ found, whoever started them and whoever has died since; a pid that is used again
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import shutil
@@ -23,8 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from django.core.checks import CheckMessage, Error
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+from django.utils import timezone
 
 from django_run_cancel.backends.base import BackendError, BaseBackend, StopOutcome, StopRequest
+from django_run_cancel.states import WAITING, RunStatus
 
 if TYPE_CHECKING:
     from django_run_cancel.models import AbstractRun
@@ -33,6 +37,8 @@ MARKER = "RUN_CANCEL_PROCESS"
 """The environment variable with the external id."""
 
 MACHINE_ID = "/etc/machine-id"
+
+logger = logging.getLogger("django_run_cancel")
 
 
 def exit_on_sigterm() -> None:
@@ -96,7 +102,8 @@ class ProcessBackend(BaseBackend):
         except OSError as error:
             raise BackendError(f"The process could not be started: {error}") from error
         # Somebody must wait for it, or it would stay as a zombie.
-        threading.Thread(target=child.wait, name=f"wait for {child.pid}", daemon=True).start()
+        name = f"wait for {child.pid}"
+        threading.Thread(target=_look_after, args=[child, run], name=name, daemon=True).start()
 
     def stop(
         self, requests: Sequence[StopRequest], *, force: bool
@@ -154,6 +161,30 @@ class ProcessBackend(BaseBackend):
                 )
             ]
         return []
+
+
+def _look_after(child: subprocess.Popen[bytes], run: AbstractRun) -> None:
+    """Wait for a process, and end its run if that was not even started: nobody else would."""
+    # Not above: a command may want exit_on_sigterm() before Django is set up.
+    from django_run_cancel.models import run_rows
+
+    status = child.wait()
+    try:
+        if not _ids_of_processes([run.external_id]):
+            waiting = run_rows(
+                run_id=run.run_id,
+                external_id=run.external_id,
+                status__in=WAITING,
+                started_at=None,
+            )
+            reason = f"Its process has ended with the exit status {status}, and has not started it."
+            waiting.update(
+                status=RunStatus.FAILED, finished_at=timezone.now(), failure_reason=reason
+            )
+    except Exception:
+        logger.exception("Cannot look after run %s, whose process has ended.", run.run_id)
+    finally:
+        connections.close_all()
 
 
 class _Processes:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit
 
+from django.core.exceptions import ImproperlyConfigured
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -48,6 +51,17 @@ class RQBackend(BaseBackend):
     stops_many = True
     required_options = frozenset({"URL", "FUNC"})
     optional_options = frozenset({"QUEUE", "JOB"})
+
+    def __init__(self, alias: str, options: Mapping[str, Any]) -> None:
+        super().__init__(alias, options)
+        try:
+            urlsplit(self.options["URL"]).port  # noqa: B018
+        except ValueError:
+            # Not from it: it may name a part of the password.
+            raise ImproperlyConfigured(
+                f"URL of the backend {alias!r} is none. Are special characters in its password "
+                "escaped, as urllib.parse.quote() does it?"
+            ) from None
 
     @contextmanager
     def _connect(self) -> Iterator[Redis]:

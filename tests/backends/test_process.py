@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ from django_run_cancel.states import RunStatus
 from tests.api.servers import database_url
 from tests.backends.contract import ALIAS, BackendContract, Harness, wait_until
 from tests.backends.jobs import FOLDER
-from tests.helpers import make_run
+from tests.helpers import make_run, statuses
 from tests.test_delivery import pass_time
 
 if not hasattr(os, "pidfd_open"):
@@ -385,6 +386,40 @@ def test_child_is_no_zombie() -> None:
         return [pid for pid in listed if pid not in before]
 
     wait_until(lambda: not children(), "the child to be waited for")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [("exit 3", "failed"), ("setsid sleep 0.3 & exit 0", "queued"), ("kill -9 $$", "failed")],
+)
+def test_process_that_ends_before_it_starts_its_run(script: str, status: str) -> None:
+    """Nobody else would ever say so. But it may have left the work to others."""
+    executor = shell(script)
+    run = make_run()
+    run.external_id = executor.new_external_id(run)
+    run.save()
+    executor.dispatch(run)
+    if status == "queued":
+        time.sleep(0.25)
+    else:
+        wait_until(lambda: statuses(run) != ["queued"], "the end")
+    run.refresh_from_db()
+    assert run.status == status
+    if status == "failed":
+        assert "has not started it" in run.failure_reason
+    wait_until(lambda: not waiting_threads(), "the threads to end")
+
+
+def waiting_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("wait for ")]
+
+
+def test_process_that_ends_while_the_database_is_away(caplog: pytest.LogCaptureFixture) -> None:
+    """Here: that may not be used in this test."""
+    executor = shell("exit 3")
+    executor.dispatch(Job(executor))  # type: ignore[arg-type]
+    wait_until(lambda: "Cannot look after run tsk_x" in caplog.text, "the log")
 
 
 def test_command_that_cannot_be_started() -> None:

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 
 from django_run_cancel.backends.base import StopOutcome
 from tests.backends.contract import BrokerContract, Harness, session_of, wait_until
@@ -19,7 +20,7 @@ from rq.job import Job, JobStatus
 from rq.registry import StartedJobRegistry
 from rq.scheduler import RQScheduler
 
-from django_run_cancel.backends.rq import WAITING
+from django_run_cancel.backends.rq import WAITING, RQBackend
 
 
 class RQHarness(Harness):
@@ -70,6 +71,13 @@ class RQHarness(Harness):
                 for job_id in registry.get_job_ids(cleanup=False):
                     connection.delete(Job.key_for(job_id), f"rq:results:{job_id}")
             queue.delete(delete_jobs=True)
+
+
+def test_url_with_a_password_that_is_not_escaped() -> None:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        RQBackend("rq", {"URL": "redis://user:S3CRET/x@host:6379/0", "FUNC": "x"})
+    assert "S3CRET" not in str(caught.value)
+    assert caught.value.__suppress_context__
 
 
 class TestRQ(BrokerContract):

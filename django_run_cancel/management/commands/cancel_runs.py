@@ -88,7 +88,8 @@ class Command(BaseCommand):
                 total, chunks = len(run_ids), batched(run_ids)
         except DatabaseError as error:
             raise CommandError(f"The database gave up: {error}") from None
-        if not (options["yes"] or options["dry_run"] or self._confirmed(total, options)):
+        unasked = options["yes"] or options["dry_run"] or not total
+        if not (unasked or self._confirmed(total, options)):
             raise CommandError("Nothing has been cancelled.", returncode=USAGE)
         report, problem, status = Report(), "", SOME_FAILED
         with stopping(self.stderr) as signals, progress(total) as advance:

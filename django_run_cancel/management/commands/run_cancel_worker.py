@@ -73,6 +73,8 @@ class Command(BaseCommand):
 
     def _work(self, ended: threading.Event, options: dict[str, Any]) -> None:
         only_some = options["once"] or options["burst"]
+        if options["verbosity"] and not only_some:
+            self.stdout.write("The delivery worker is running. SIGTERM or Ctrl-C ends it.")
         away = False
         while not ended.is_set():
             try:

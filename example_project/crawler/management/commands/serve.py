@@ -32,7 +32,8 @@ API    {url}/docs/
 Admin  {url}/admin/
 Login  {admin} / {admin}, or {operator} / {operator}, who may only look and cancel
 Key    {key}
-       for the runs of {tenant}; it works for a day
+       for the runs of {tenant}; it works for a day. At {url}/docs/, Authorize with it;
+       POST /v1/runs/cancel has a field of its own for it, x-api-key
 
 The sites are being crawled, and their slow pages take half an hour. To cancel the run
 "{crawl}" and all its pages, paste this:
