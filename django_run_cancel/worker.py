@@ -128,8 +128,9 @@ class Execution:
         self._callbacks.add(callback, deadline)
 
     def __enter__(self) -> Self:
+        execution_id = self._entering()
         try:
-            steadily(self._holding.start, self._entering())
+            steadily(self._holding.start, execution_id)
             watch(self)
         except (RunCancelError, Error):
             raise

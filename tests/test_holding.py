@@ -210,6 +210,11 @@ class TestStarting:
         with pytest.raises(RuntimeError, match="entered once"), executed:
             pytest.fail("It was entered again.")
         assert fresh(run).status == RunStatus.QUEUED
+        with execution(run.run_id) as executed:
+            with pytest.raises(RuntimeError, match="entered once"):
+                executed.__enter__()
+            assert fresh(run).status == RunStatus.RUNNING
+        assert fresh(run).status == RunStatus.COMPLETED
 
     def test_by_its_id(self) -> None:
         with pytest.raises(TypeError, match="public id"):
