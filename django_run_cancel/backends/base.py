@@ -30,7 +30,8 @@ class StopOutcome(StrEnum):
         TOLD: Handed over, and the executor keeps it. Never proof that the run has stopped.
         TOLD_ONCE: Handed over, but perhaps nobody heard it or it is forgotten: it is repeated
             until the run has stopped.
-        STOPPED: The executor confirms that the run is not running and will not run.
+        STOPPED: The executor confirms that the run is not running and will not run. If it was
+            running, that a job which only waits has been dropped confirms nothing.
         UNSUPPORTED: This executor cannot do it; the code's own checkpoints or the deadline end
             the run.
     """
@@ -47,7 +48,7 @@ class StopRequest(NamedTuple):
     Attributes:
         run_id: Public id of the run.
         external_id: Its id at the executor.
-        running: Whether it had been started when it was cancelled.
+        running: Whether its code may be at work.
     """
 
     run_id: str
