@@ -20,18 +20,19 @@ RETRY_DELAYS = (0.1, 0.5, 1.0, 3.0)
 logger = logging.getLogger(__name__)
 
 
-def steadily(action: Callable[..., None], *args: Any) -> None:
+def steadily(action: Callable[..., object], *args: Any) -> None:
     """Do something that may be repeated, although the database is away for a moment."""
     connection = connections[run_rows().db]
     for delay in RETRY_DELAYS:
         try:
-            return action(*args)
+            action(*args)
+            return
         except (OperationalError, InterfaceError, InternalError):  # the last: it is read-only
             if connection.in_atomic_block:
                 raise
             connection.close()
             time.sleep(delay)
-    return action(*args)
+    action(*args)
 
 
 def despite(error: BaseException | None, action: Callable[..., None], *args: Any) -> None:

@@ -103,6 +103,7 @@ def in_own_thread(function: Callable[[], object]) -> Future[object]:
     future: Future[object] = Future()
 
     def work() -> None:
+        future.set_running_or_notify_cancel()  # from now on nobody can cancel it
         try:
             result = function()
         except BaseException as error:  # noqa: BLE001 - logged by who waits

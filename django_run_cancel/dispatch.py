@@ -26,6 +26,10 @@ LEASE = timedelta(seconds=30)
 PATIENCE = 5.0
 """Seconds that failures of one backend may take in one pass. Then it counts as away."""
 
+PAUSES = (0.0, 0.1, 0.2, 0.5)
+"""Seconds between attempts to note that a run was sent, while somebody has its row locked. A job
+that is quick has it for a moment; one that keeps it is found running when it is due again."""
+
 LONGEST_WAIT = 300.0
 """Seconds between attempts."""
 
@@ -91,7 +95,11 @@ def _send(run: AbstractRun) -> bool:
         return False
     # Not if the job has been so quick as to dispatch its run anew.
     same = run._rows().filter(external_id=run.external_id)
-    sql.update_unlocked(same, dispatched_at=timezone.now(), dispatch_due_at=None)
+    values = {"dispatched_at": timezone.now(), "dispatch_due_at": None}
+    for pause in PAUSES:
+        time.sleep(pause)
+        if sql.update_unlocked(same, **values) or not same.exists():
+            break
     return True
 
 

@@ -118,6 +118,19 @@ class Holding:
             status=RunStatus.QUEUED, queued_at=timezone.now(), execution_id=HANDED_BACK
         )
 
+    def take_back(self) -> Any:
+        """Hold the run again that has just been handed back, unless somebody has it by now.
+
+        Returns:
+            As ``finish()``.
+        """
+        values = {"status": RunStatus.RUNNING, "execution_id": self.execution_id}
+        rows = run_rows(run_id=self.run_id, execution_id=HANDED_BACK)
+        if rows.filter(status=RunStatus.QUEUED).update(**values):
+            _note(self.run, **values, held_as=self.execution_id)
+        cancelled = rows.filter(status=RunStatus.CANCELLED)
+        return cancelled.values_list(*Row._fields, named=True).first()
+
     def _leave(self, **values: Any) -> Any:
         rows = run_rows(run_id=self.run_id, execution_id=self.execution_id)
         if rows.filter(status=RunStatus.RUNNING).update(**values):

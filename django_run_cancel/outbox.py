@@ -111,14 +111,18 @@ def claim(queue: Queue, limit: int, **lookups: Any) -> list[CancellationItem]:
     items = CancellationItem.objects.using(database())
     skip_locked = connections[database()].features.has_select_for_update_skip_locked
     with transaction.atomic(using=database()):
-        locked = list(due.select_for_update(skip_locked=skip_locked)[:limit])
-        claimed = [item for item in locked if not _is_spent(queue, item)]
+        claimed: list[CancellationItem] = []
+        spent = True
+        while spent and not claimed:
+            locked = list(due.select_for_update(skip_locked=skip_locked)[:limit])
+            claimed = [item for item in locked if not _is_spent(queue, item)]
+            spent = len(claimed) < len(locked)
+            for item in locked:
+                if _is_spent(queue, item):
+                    _give_up(queue, item)
         items.filter(pk__in=[item.pk for item in claimed]).update(
             **{queue.attempts: F(queue.attempts) + 1, queue.due: until}
         )
-        for item in locked:
-            if _is_spent(queue, item):
-                _give_up(queue, item)
     for item in claimed:
         setattr(item, queue.attempts, getattr(item, queue.attempts) + 1)
         setattr(item, queue.due, until)

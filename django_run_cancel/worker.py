@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Self, cast
 from uuid import UUID, uuid4
 
-from django.db import Error
+from django.db import Error, connections
 
 from django_run_cancel.attempts import despite, in_thread, steadily, to_the_end
 from django_run_cancel.callbacks import Callback, Callbacks, in_own_thread
@@ -181,28 +181,33 @@ class Execution:
 
     async def _leave(self, error: BaseException | None) -> None:
         await in_thread(despite, error, self._finish, error)
-        try:
-            if self.cancel_requested:
-                self._callbacks.begin(self._loop)
-                # In no thread of others: the callbacks may need those, and they may be busy.
-                with suppress(RuntimeError):  # no threads are left, for callbacks neither
-                    await asyncio.wrap_future(in_own_thread(self._callbacks.wait))
-        finally:
-            await in_thread(despite, error, self._acknowledge)
+        if self.cancel_requested:
+            self._callbacks.begin(self._loop)
+            # In no thread of others: the callbacks may need those, and they may be busy.
+            with suppress(RuntimeError):  # no threads are left, for callbacks neither
+                await asyncio.shield(asyncio.wrap_future(in_own_thread(self._callbacks.wait)))
+        await in_thread(despite, error, self._acknowledge)
 
-    def hand_back(self) -> None:
+    def hand_back(self) -> bool:
         """Leave the run queued, before the executor is told to try again.
 
         Only for executors that are told so from within the block: whoever is quick would find the
         run running otherwise, and the next try would be lost. Then leave the block.
 
+        Returns:
+            Whether that was done. Inside a transaction it is not, as nobody would see it before
+            its end: then leaving the block does it.
+
         Raises:
             RunCancelled: The run has been cancelled: there is no other try.
         """
+        if connections[run_rows().db].in_atomic_block:
+            return False
         self._leaving()
         steadily(self._write, self._holding.hand_back)
         if self.cancelled:
             raise RunCancelled(self.run_id)
+        return True
 
     def take_back(self) -> None:
         """Go on with a run that was handed back, because its executor could not be told.
@@ -210,9 +215,11 @@ class Execution:
         Raises:
             RunCancelled: It has been cancelled meanwhile.
         """
-        steadily(self._holding.start, self._holding.execution_id)
+        steadily(self._write, self._holding.take_back)
         self._left = False
         watch(self)
+        if self.cancelled:
+            raise RunCancelled(self.run_id)
 
     def _entering(self) -> UUID:
         if self._pid:

@@ -666,6 +666,13 @@ def test_handlers__one_that_kills_the_worker_fails_in_the_end(
     assert item_of(deadly).handling_error == "The worker ended during the last attempt."
     assert (item_of(other).handling, item_of(other).handling_attempts) == ("delivered", 1)
     assert "has failed: The worker ended" in caplog.text
+    # One that has no attempt left does not end the step.
+    CancellationItem.objects.filter(run_id=deadly.run_id).update(
+        handling="pending", next_handling_at=timezone.now() - timedelta(days=1)
+    )
+    third = cancelled()
+    assert deliver_due().handled == 1
+    assert [item_of(run).handling for run in (deadly, third)] == ["failed", "delivered"]
     assert retry_deliveries() == 1
 
 

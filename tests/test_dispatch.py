@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -249,6 +251,29 @@ def test_run_that_somebody_has_locked__keeps_no_other_waiting(dummy: DummyBacken
         assert redispatch() == 1
     assert dummy.dispatched == [other.external_id]
     assert redispatch() == 1
+
+
+@pytest.mark.skipif(IS_SQLITE, reason="SQLite locks no rows")
+@pytest.mark.parametrize("long", [False, True])
+def test_run_that_its_quick_job_has_locked(
+    dummy: DummyBackend, monkeypatch: Any, long: bool
+) -> None:
+    """It has been sent, and that is noted once the row is free; or it is found running."""
+    run = created()
+    real = DummyBackend.dispatch
+    held = ExitStack()
+
+    def quick(self: DummyBackend, given: Any) -> None:
+        real(self, given)
+        held.enter_context(locked_elsewhere(run))
+        if not long:
+            threading.Timer(0.15, held.close).start()
+
+    monkeypatch.setattr(DummyBackend, "dispatch", quick)
+    dispatch(run, "dummy")
+    held.close()
+    run.refresh_from_db()
+    assert (run.dispatch_due_at is None) is not long
 
 
 def test_backend_that_is_not_configured_any_more(dummy: DummyBackend, settings: Any) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import Error, InternalError, connection, models, transaction
+from django.db import Error, InternalError, connection, connections, models, transaction
 from django.utils import timezone
 
 from django_run_cancel import attempts, holding, watcher
@@ -154,6 +154,14 @@ class TestMovedFromOutside:
             fresh(run).mark_running()
             work_on(executed, 0.1)
         assert fresh(run).status == RunStatus.COMPLETED
+
+
+def run_on_a_loop(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a coroutine as a program does. The thread that asgiref has for the ORM then stays."""
+    try:
+        return elsewhere(lambda: asyncio.run(main()))
+    finally:
+        elsewhere(lambda: asyncio.run(sync_to_async(connections.close_all)()))
 
 
 class TestTakenOver:
@@ -332,7 +340,7 @@ class TestEnding:
 
         entered, leave, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
         task: Any = None
-        elsewhere(lambda: asyncio.run(main()))
+        run_on_a_loop(main)
         assert statuses(run) == [RunStatus.COMPLETED]
 
     def test_seen_by_a_poll_that_began_before(self, settings: Any) -> None:
@@ -345,6 +353,32 @@ class TestEnding:
         watcher._look([executed])
         assert not executed.cancel_requested
         assert called == []
+
+    def test_the_loop_ends_while_it_is_called_back(self) -> None:
+        """Nothing is acknowledged before the callback has ended."""
+        run, states = make_run(), []
+        begun = threading.Event()
+
+        def callback() -> None:
+            begun.set()
+            time.sleep(0.3)
+            states.append(fresh(run).stop_state)
+
+        async def work() -> None:
+            async with execution(run.run_id) as executed:
+                executed.on_cancel(callback)
+                await sync_to_async(cancel)(run)
+
+        async def main() -> None:
+            nonlocal task
+            task = asyncio.create_task(work())
+            await asyncio.to_thread(begun.wait, PATIENCE)
+            await asyncio.sleep(0.05)
+
+        task: Any = None
+        run_on_a_loop(main)
+        assert states == [StopState.STOPPING]
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
 
     def test_needs_no_thread_of_others(self) -> None:
         """The pool of the loop may be full of work that never ends."""
@@ -363,8 +397,79 @@ class TestEnding:
             go_on.set()
             return took
 
-        assert elsewhere(lambda: asyncio.run(main())) < PATIENCE / 2
+        assert run_on_a_loop(main) < PATIENCE / 2
         assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
+
+class TestHandingBack:
+    """Before the executor is told to try again, from within the block."""
+
+    def test_the_next_try_may_come_at_once(self) -> None:
+        run = make_run()
+        with suppress(OSError), execution(run.run_id, requeue_on=OSError) as first:
+            assert first.hand_back()
+            with execution(run.run_id) as second:
+                time.sleep(0.1)
+                assert not first.cancel_requested
+                assert not second.cancel_requested
+            raise OSError
+        assert fresh(run).status == RunStatus.COMPLETED
+
+    def test_taken_back(self) -> None:
+        run = make_run()
+        with execution(run.run_id) as executed:
+            executed.hand_back()
+            assert fresh(run).status == RunStatus.QUEUED
+            executed.take_back()
+            assert fresh(run).status == executed.run.status == RunStatus.RUNNING
+            elsewhere(cancel, run)
+            with pytest.raises(RunCancelled):
+                work_on(executed)
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
+    def test_cancelled_before_it_is_taken_back(self) -> None:
+        """The code is still in its block: it tidies up, and only then that is recorded."""
+        run, called = make_run(), []
+        with pytest.raises(RunCancelled), execution(run.run_id) as executed:
+            executed.on_cancel(lambda: called.append(fresh(run).stop_state))
+            executed.hand_back()
+            cancel(run)
+            try:
+                executed.take_back()
+            finally:
+                assert fresh(run).stop_state == StopState.STOPPING
+        assert called == [StopState.STOPPING]
+        assert executed.cancelled
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
+    def test_cancelled_before_it_is_handed_back(self) -> None:
+        run = make_run()
+        with pytest.raises(RunCancelled), execution(run.run_id) as executed:
+            cancel(run)
+            executed.hand_back()
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
+    def test_taken_by_another_meanwhile(self) -> None:
+        run = make_run()
+        with execution(run.run_id) as first:
+            first.hand_back()
+            with execution(run.run_id) as second:
+                first.take_back()
+                with pytest.raises(RunInProgress):
+                    work_on(first)
+                assert not second.cancel_requested
+            assert fresh(run).status == RunStatus.COMPLETED
+
+    def test_in_a_transaction__left_to_the_end_of_the_block(self) -> None:
+        run = make_run()
+        with (
+            suppress(OSError),
+            execution(run.run_id, requeue_on=OSError) as executed,
+            transaction.atomic(),
+        ):
+            assert not executed.hand_back()
+            raise OSError
+        assert fresh(run).status == RunStatus.QUEUED
 
 
 class TestAbandoned:

@@ -52,7 +52,11 @@ def call_bounded(function: Callable[[], Result], alias: str, timeout: float) -> 
             free.release()
 
     if free.acquire(timeout=timeout):
-        Thread(target=call, name="run-cancel-call", daemon=True).start()
+        try:
+            Thread(target=call, name="run-cancel-call", daemon=True).start()
+        except RuntimeError:  # there are no threads left
+            free.release()
+            raise
         try:
             return future.result(until - time.monotonic())
         except TimeoutError:

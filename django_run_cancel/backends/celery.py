@@ -18,7 +18,7 @@ from kombu.messaging import Producer
 from django_run_cancel.backends.base import BackendError, BaseBackend, StopOutcome, StopRequest
 from django_run_cancel.exceptions import RunCancelled, RunInProgress
 from django_run_cancel.models import AbstractRun
-from django_run_cancel.worker import execution
+from django_run_cancel.worker import Execution, execution
 
 SIGNALLED = {"prefork", "processes", "gevent", "eventlet"}
 """Pools whose workers can interrupt a task; in the last two it is an exception at a switch."""
@@ -43,9 +43,11 @@ class RunTask(Task):  # type: ignore[misc]
         """
         try:
             with execution(run_id, requeue_on=(Retry,)) as run:
-                if self.request.called_directly:  # as by a test
+                request = self.request
+                if request.called_directly or getattr(request, "run_execution", None) is not None:
+                    # As by a test, or by a task that calls itself: it gets a request of its own.
                     return super().__call__(run, *args, **kwargs)
-                self.request.run_execution = run
+                request.run_execution, request._protected = run, 1
                 return self.run(run, *args, **kwargs)
         except (RunCancelled, RunInProgress) as refused:
             raise Ignore(str(refused)) from refused
@@ -57,10 +59,9 @@ class RunTask(Task):  # type: ignore[misc]
             RunCancelled: The run has been cancelled: nothing is sent.
             Retry: As Celery does; and what else it raises if the tries are used up, say.
         """
-        if self.request.called_directly:
-            return super().retry(*args, **kwargs)  # only raises
-        run = self.request.run_execution
-        run.hand_back()
+        run: Execution | None = getattr(self.request, "run_execution", None)
+        if run is None or not run.hand_back():  # called directly, say, or in a transaction
+            return super().retry(*args, **kwargs)
         try:
             return super().retry(*args, **kwargs)
         except Retry:

@@ -166,6 +166,7 @@ class ProcessBackend(BaseBackend):
 def _look_after(child: subprocess.Popen[bytes], run: AbstractRun) -> None:
     """Wait for a process, and end its run if that was not even started: nobody else would."""
     # Not above: a command may want exit_on_sigterm() before Django is set up.
+    from django_run_cancel.attempts import steadily
     from django_run_cancel.models import run_rows
 
     status = child.wait()
@@ -178,9 +179,8 @@ def _look_after(child: subprocess.Popen[bytes], run: AbstractRun) -> None:
                 started_at=None,
             )
             reason = f"Its process has ended with the exit status {status}, and has not started it."
-            waiting.update(
-                status=RunStatus.FAILED, finished_at=timezone.now(), failure_reason=reason
-            )
+            values = {"status": RunStatus.FAILED, "failure_reason": reason}
+            steadily(lambda: waiting.update(**values, finished_at=timezone.now()))
     except Exception:
         logger.exception("Cannot look after run %s, whose process has ended.", run.run_id)
     finally:

@@ -136,7 +136,7 @@ def test_large_body__is_answered(key: str, form: str, port: int, secret: str, se
     with Connection(port) as connection:
         begin = time.monotonic()
         answer = connection.send("POST", BULK, body, **headers)
-        assert time.monotonic() - begin < 3
+        assert time.monotonic() - begin < 10  # on a busy machine
         detail = "Request body too large" if key == "right" else "Invalid credentials"
         assert said(answer, 413, 403) == {"detail": detail}
         if answer.headers.get("connection") == "close":

@@ -27,6 +27,18 @@ def test_returns_and_raises() -> None:
         call_bounded(lambda: 1 // 0, "a", 1)
 
 
+def test_no_threads_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        for _ in range(MAX_WAITING + 1):
+            with pytest.raises(RuntimeError, match="new thread"):
+                call_bounded(lambda: "answer", "c", 0.1)
+    assert call_bounded(lambda: "answer", "c", 1) == "answer"
+
+
 def test_raises_the_timeout_of_the_client() -> None:
     def fail() -> None:
         raise TimeoutError("of the client")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from django.db import IntegrityError, transaction
 
 from django_run_cancel import services
 from django_run_cancel.backends.base import StopOutcome
@@ -14,7 +15,7 @@ from tests.helpers import make_run, statuses
 
 require_package("celery")
 
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, Retry
 
 from django_run_cancel.backends.celery import RunTask
 from tests.backends import celery_jobs
@@ -242,6 +243,53 @@ class TestRunTask:
             self.as_in_a_worker(self.retrying(), run)
         run.refresh_from_db()
         assert (run.status, run.stop_state) == ("cancelled", "acknowledged")
+
+    def test_in_a_transaction_that_is_broken(self) -> None:
+        """The next try is sent, and leaving the block queues the run."""
+        run = make_run()
+        app = celery_jobs.make_app("local", "memory://")
+
+        @app.task(base=RunTask, shared=False, bind=True)
+        def work(task: Any, held: Any) -> None:
+            with transaction.atomic():
+                try:
+                    make_run(run_id=run.run_id)
+                except IntegrityError as error:
+                    raise task.retry(exc=error, countdown=0) from error
+
+        with pytest.raises(Retry):
+            self.as_in_a_worker(work, run)
+        assert statuses(run) == ["queued"]
+
+    def test_task_that_calls_itself_for_another_run(self) -> None:
+        run, other = make_run(), make_run()
+        app = celery_jobs.make_app("local", "memory://")
+
+        @app.task(base=RunTask, shared=False, bind=True)
+        def work(task: Any, held: Any) -> None:
+            if held.run_id == run.run_id:
+                task(other.run_id)
+                raise task.retry(countdown=0)
+
+        with pytest.raises(Retry):
+            self.as_in_a_worker(work, run)
+        assert statuses(run, other) == ["queued", "completed"]
+
+    def test_tried_again_before_it_has_started(self) -> None:
+        run = make_run()
+        app = celery_jobs.make_app("local", "memory://")
+
+        @app.task(base=RunTask, shared=False, bind=True)
+        def work(task: Any, held: Any) -> None:
+            pytest.fail("It started.")
+
+        work.push_request(
+            id="x", args=[run.run_id], kwargs={}, delivery_info={}, called_directly=False
+        )
+        with pytest.raises(Retry):
+            work.retry(countdown=0)
+        work.pop_request()
+        assert statuses(run) == ["queued"]
 
     def test_called_directly(self) -> None:
         run = make_run()
