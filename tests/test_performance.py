@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -89,6 +90,8 @@ def test_statements__endpoint(api: ApiClient) -> None:
 @pytest.mark.parametrize(("count", "pairs"), [(1, 40), (100, 12)])
 @pytest.mark.django_db(transaction=True)
 def test_time(count: int, pairs: int) -> None:
+    if sys.gettrace():
+        pytest.skip("Measured without coverage, and by make bench.")
     ratios = []
     for _ in range(TRIES):
         measured = bench.compare(count, pairs)
