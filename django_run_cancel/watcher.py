@@ -136,7 +136,8 @@ class Watcher:
         try:
             connection.ensure_connection()
             self._listen(connection)
-            _beat(_look(executions))
+            _look(executions)
+            _beat(executions)
         except Exception:
             # Nothing may end this thread. What happens now is seen at a later poll.
             if not self._away:
@@ -189,20 +190,14 @@ class Watcher:
             time.sleep(timeout)
 
 
-def _look(executions: list[Watched]) -> list[Watched]:
-    """Show each its row, and return those that still have their run."""
+def _look(executions: list[Watched]) -> None:
     for execution in executions:
         execution.tick()
     found = run_rows(pk__in={execution.run.pk for execution in executions})
     rows = {row.pk: row for row in found.values_list(*Row._fields, named=True)}
-    holders = []
     for execution in executions:
-        row = rows.get(execution.run.pk)
-        if row is not None:
-            execution.seen(row)
-            if row.execution_id == execution.execution_id:
-                holders.append(execution)
-    return holders
+        if execution.run.pk in rows:
+            execution.seen(rows[execution.run.pk])
 
 
 def _beat(executions: list[Watched]) -> None:

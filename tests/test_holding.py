@@ -497,12 +497,21 @@ class TestAbandoned:
                         gc.collect()
                 return real(executions)
 
+            finish = holding.Holding.finish
+            threads: list[bool] = []
+
+            def note(held: Any, error: Any) -> Any:
+                threads.append(watcher.in_watcher())
+                return finish(held, error)
+
+            monkeypatch.setattr(holding.Holding, "finish", note)
             monkeypatch.setattr(watcher, "_look", look)
             until = time.monotonic() + PATIENCE
             while fresh(run).status == RunStatus.RUNNING:
                 assert time.monotonic() < until
                 time.sleep(0.01)
             assert run.failure_reason == "GeneratorExit"
+            assert threads == [False]  # not where another statement may be on its way
         assert fresh(other).status == RunStatus.COMPLETED
 
     def test_while_another_is_entered(self, monkeypatch: Any) -> None:
