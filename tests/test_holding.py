@@ -196,9 +196,10 @@ class TestTakenOver:
         """Its key is locked for that, in the transaction of the code."""
         settings.RUN_CANCEL_HEARTBEAT_SECONDS = 0.05
         run = make_run()
-        table = run_rows().model._meta.db_table
+        key = run._meta.pk.rel_db_type(connection)
+        table = connection.ops.quote_name(run._meta.db_table)
         with connection.cursor() as cursor:
-            cursor.execute(f"CREATE TABLE page (run bigint REFERENCES {table} ON DELETE CASCADE)")
+            cursor.execute(f"CREATE TABLE page (run {key} REFERENCES {table} ON DELETE CASCADE)")
             try:
                 with execution(run.run_id) as executed, transaction.atomic():
                     cursor.execute("INSERT INTO page VALUES (%s)", [run.pk])
