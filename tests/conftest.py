@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.core.cache import cache
+from django.core.management.commands import flush
 from django.db import connection
 from django.utils import translation
 
@@ -15,6 +16,8 @@ from tests.browser import tools
 from tests.helpers import ApiClient
 
 DATABASES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MariaDB"}
+
+PERMISSIONS = {"auth_permission", "django_content_type"}
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -28,6 +31,28 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.write_line(f"Not in this run: {others} (set DATABASE_URL, or run .ci/run).")
     for what in sorted(services.MISSING):
         terminalreporter.write_line(f"SKIPPED, AND NOT TESTED: what needs {what}.", red=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_flush() -> Iterator[None]:
+    """Empty the tables between tests as quickly as that can be done: it happens often.
+
+    On PostgreSQL with DELETE, as TRUNCATE makes new files. And permissions stay, which Django would
+    delete and create anew.
+    """
+
+    def sql_flush(style: Any, connection: Any, **options: Any) -> list[str]:
+        names = connection.introspection.django_table_names(only_existing=True, include_views=False)
+        tables = [name for name in names if name not in PERMISSIONS]
+        if connection.vendor == "postgresql":
+            return [f"DELETE FROM {connection.ops.quote_name(table)}" for table in tables]
+        statements: list[str] = connection.ops.sql_flush(style, tables, **options)
+        return statements
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flush, "sql_flush", sql_flush)
+        patch.setattr(flush, "emit_post_migrate_signal", lambda *args: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
