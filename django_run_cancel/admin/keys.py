@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -78,9 +79,20 @@ class ApiKeyAdmin(AnyModelAdmin):
         permissions=["change"],
         description=gettext_lazy("Revoke selected %(verbose_name_plural)s"),
     )
-    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
-        """Stop keys from working, at once and for good."""
+    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> HttpResponse | None:
+        """Ask, and then stop keys from working, at once and for good."""
         rows = list(queryset.filter(revoked_at=None))
+        if rows and "confirmed" not in request.POST:
+            context = {
+                **self.admin_site.each_context(request),
+                "opts": self.opts,
+                "media": self.media,
+                "title": ngettext("Revoke this API key?", "Revoke these API keys?", len(rows)),
+                "rows": rows,
+                "selected": ACTION_CHECKBOX_NAME,
+            }
+            request.current_app = self.admin_site.name
+            return TemplateResponse(request, "admin/django_run_cancel/revoke.html", context)
         for row in rows:
             row.revoke()
         user: Any = request.user  # not anonymous
@@ -88,3 +100,4 @@ class ApiKeyAdmin(AnyModelAdmin):
         text = ngettext("%d key no longer works.", "%d keys no longer work.", len(rows))
         level = messages.SUCCESS if rows else messages.WARNING
         self.message_user(request, text % len(rows), level)
+        return None

@@ -65,16 +65,22 @@ def test_revoke(chief: Client) -> None:
     rows[0].revoke()
     first_revoked_at = rows[0].revoked_at
     sent = {"action": "revoke", "_selected_action": [row.pk for row in rows[:2] if row]}
-    assert said(chief.post(KEYS, sent)) == ["1 key no longer works."]
+    page = words(chief.post(KEYS, sent))
+    assert "Revoke this API key?" in page
+    assert rows[1] is not None
+    assert rows[1].label in page
+    assert ApiKey.authenticate(keys[1]) is not None
+    assert said(chief.post(KEYS, {**sent, "confirmed": "yes"})) == ["1 key no longer works."]
     assert [ApiKey.authenticate(key) is None for key in keys] == [True, True, False]
     assert ApiKey.objects.get(pk=rows[0].pk).revoked_at == first_revoked_at
     assert LogEntry.objects.filter(change_message="Revoked.").count() == 1
     assert "revoked" in words(chief.get(KEYS))
+    assert said(chief.post(KEYS, sent)) == ["0 keys no longer work."]
 
 
 def test_who_may_only_look_does_not_revoke() -> None:
     row, key = ApiKey.issue("CI")
     looker = logged_in("looker", "view_apikey")
-    looker.post(KEYS, {"action": "revoke", "_selected_action": row.pk})
+    looker.post(KEYS, {"action": "revoke", "_selected_action": row.pk, "confirmed": "yes"})
     assert looker.post(f"{KEYS}add/", {"name": "x"}).status_code == 403
     assert ApiKey.authenticate(key) is not None

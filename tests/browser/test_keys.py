@@ -42,5 +42,10 @@ def test_shown_once_works_and_is_revoked(chief: Page, live_server: object) -> No
     chief.goto(KEYS)
     chief.locator("input.action-select").check()
     run_action(chief, "revoke")
+    chief.get_by_role("link", name="No, take me back").click()
+    assert cancel() == 200
+    chief.locator("input.action-select").check()
+    run_action(chief, "revoke")
+    chief.get_by_role("button", name="Yes, revoke").click()
     expect(chief.locator("ul.messagelist")).to_contain_text("1 key no longer works.")
     assert cancel() == 403
