@@ -9,7 +9,7 @@ import pytest
 from django.db import IntegrityError, connection, models, transaction
 from django.test.utils import CaptureQueriesContext, isolate_apps
 
-from django_run_cancel.exceptions import TransitionNotAllowed
+from django_run_cancel.exceptions import RunCancelled, TransitionNotAllowed
 from django_run_cancel.models import AbstractRun, ApiKey, Run, get_run_model
 from django_run_cancel.services import cancel_runs
 from django_run_cancel.states import RunStatus
@@ -106,6 +106,46 @@ class TestSubclassWithATableOfItsOwn:
         with pytest.raises(IntegrityError), transaction.atomic():
             copy.save()
         assert statuses(run) == ["cancelled"]
+
+
+@pytest.mark.django_db(transaction=True)
+class TestSubclassWithAKeyOfItsOwn:
+    @pytest.fixture
+    def crawl(self) -> Iterator[type[Any]]:
+        model = get_run_model()
+        with isolate_apps("tests"):
+
+            class Crawl(model):  # type: ignore[misc,valid-type]
+                number = type(model._meta.pk)(primary_key=True)
+                base = models.OneToOneField(model, models.CASCADE, parent_link=True)
+
+                class Meta:
+                    app_label = "tests"
+
+            with connection.schema_editor() as editor:
+                editor.create_model(Crawl)
+            yield Crawl
+            with connection.schema_editor() as editor:
+                editor.delete_model(Crawl)
+
+    def test_moves_its_own_run(self, crawl: type[Any]) -> None:
+        other = make_run()
+        run = crawl.objects.create(number=other.pk, status="queued")
+        run.mark_running()
+        assert statuses(run, other) == ["running", "queued"]
+        assert run.create_child(number=make_run().pk).parent_id == run.base_id
+        cancel_runs([run.run_id], requested_by="x")
+        with pytest.raises(RunCancelled):
+            run.create_child()
+        assert statuses(other) == ["queued"]
+
+    def test_copy_does_not_overwrite(self, crawl: type[Any]) -> None:
+        other = make_run()
+        copy = crawl(run_id=other.run_id)
+        setattr(copy, other._meta.pk.attname, other.pk)
+        with pytest.raises(IntegrityError), transaction.atomic():
+            copy.save()
+        assert statuses(other) == ["queued"]
 
 
 @pytest.mark.django_db

@@ -183,12 +183,12 @@ class AbstractRun(models.Model):
             kwargs["update_fields"] = update_fields = frozenset(update_fields)
             if owned := STATE_FIELDS.union({"cancellation_id"}).intersection(update_fields):
                 raise StateNotWritable(self.run_id, sorted(owned))
-        elif self.pk is not None and not kwargs.get("force_insert"):
+        elif not kwargs.get("force_insert"):
             if self._state.adding:
                 # Django would first try an UPDATE, which could overwrite the status of that run;
                 # with a subclass that has a table of its own, in the table of the base.
                 kwargs["force_insert"] = (models.Model,)
-            else:
+            elif self.pk is not None:
                 kwargs["update_fields"] = self._fields_to_save()
         super().save(**kwargs)
 
@@ -254,7 +254,7 @@ class AbstractRun(models.Model):
         # the subclass would look for the status first and write without asking for it again.
         model = self._meta.get_field("status").model
         using = router.db_for_write(model, instance=self)
-        return model._base_manager.using(using).filter(pk=self.pk)
+        return model._base_manager.using(using).filter(pk=getattr(self, model._meta.pk.attname))
 
     # Each of these raises TransitionNotAllowed as transition_to() does.
 
@@ -306,7 +306,7 @@ class AbstractRun(models.Model):
         rows = self._rows()
         using = rows.db
         with transaction.atomic(using=using):
-            line = sql.lock_ancestors(rows.model, self.pk, using)
+            line = sql.lock_ancestors(rows.model, getattr(self, rows.model._meta.pk.attname), using)
             if not line:
                 raise model.DoesNotExist(f"Run {self.run_id} does not exist.")
             if any(run.status == RunStatus.CANCELLED for run in line):
