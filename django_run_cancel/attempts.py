@@ -43,9 +43,7 @@ def despite(error: BaseException | None, action: Callable[..., None], *args: Any
         if error is None:
             raise
         logger.exception("The end of a run could not be recorded.")
-    except Exception:
-        raise
-    except BaseException:  # of a signal, while it waited
+    except BaseException:  # of a signal, such as that of a time limit, while it waited
         with suppress(Exception):
             steadily(action, *args)
         raise
@@ -72,6 +70,7 @@ async def to_the_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         except asyncio.CancelledError as error:
             interruption = error
     if interruption is not None:
-        task.exception()
+        if isinstance(lost := task.exception(), Error):
+            logger.error("The end of a run could not be recorded.", exc_info=lost)
         raise interruption
     task.result()

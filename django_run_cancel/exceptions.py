@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 
 class RunCancelError(Exception):
     """Base of all errors raised by django-run-cancel."""
@@ -91,3 +93,15 @@ class UnknownBackend(BackendError):
     def __init__(self, alias: str) -> None:
         self.alias = alias
         super().__init__(f"RUN_CANCEL_BACKENDS has no backend {alias!r}.")
+
+
+def describe(error: BaseException, max_length: int) -> str:
+    """Return an error and its notes as text that every database can store.
+
+    Args:
+        error: Any, also one that cannot be turned into text.
+        max_length: Characters that are kept.
+    """
+    text = "".join(traceback.format_exception_only(error)).strip()[:max_length]
+    # What PostgreSQL cannot store.
+    return text.replace("\0", "").encode("utf-8", "backslashreplace").decode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -15,7 +14,12 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from django_run_cancel.evidence import record_stopped
-from django_run_cancel.exceptions import RunCancelled, RunInProgress, TransitionNotAllowed
+from django_run_cancel.exceptions import (
+    RunCancelled,
+    RunInProgress,
+    TransitionNotAllowed,
+    describe,
+)
 from django_run_cancel.models import AbstractRun, get_run_model, run_rows
 from django_run_cancel.states import HANDED_BACK, TERMINAL, WAITING, RunStatus, StopState
 from django_run_cancel.watcher import Row
@@ -77,10 +81,11 @@ class Holding:
         }
         self.run, run.held_as = run, execution_id
         if not rows.filter(startable).update(**values, started_at=Coalesce("started_at", now)):
-            raise self._refusal()
+            raise self.refusal()
         _note(run, **values, started_at=run.started_at or now)
 
-    def _refusal(self) -> Exception:
+    def refusal(self) -> Exception:
+        """Return why this execution does not hold the run, or may not start it."""
         row = run_rows(run_id=self.run_id).values_list("status", "stop_state", "execution_id")
         status, stop_state, holder = row.first() or [None] * 3
         if status == RunStatus.RUNNING:
@@ -105,7 +110,10 @@ class Holding:
             return self.hand_back()
         values: dict[str, Any] = {"status": RunStatus.COMPLETED, "finished_at": timezone.now()}
         if error is not None:
-            values |= {"status": RunStatus.FAILED, "failure_reason": _describe(error)}
+            values |= {
+                "status": RunStatus.FAILED,
+                "failure_reason": describe(error, MAX_REASON_LENGTH),
+            }
         return self._leave(**values)
 
     def hand_back(self) -> Any:
@@ -169,9 +177,3 @@ class Holding:
 def _note(run: AbstractRun, **values: Any) -> None:
     for name, value in values.items():
         setattr(run, name, value)
-
-
-def _describe(error: BaseException) -> str:
-    text = "".join(traceback.format_exception_only(error)).strip()[:MAX_REASON_LENGTH]
-    # What PostgreSQL cannot store.
-    return text.replace("\0", "").encode("utf-8", "backslashreplace").decode()

@@ -19,6 +19,7 @@ from django.db.models import F, Min, QuerySet
 from django.utils import timezone
 
 from django_run_cancel.conf import settings
+from django_run_cancel.exceptions import describe
 from django_run_cancel.models import CancellationItem, run_rows
 from django_run_cancel.states import Delivery, StopState
 
@@ -29,6 +30,8 @@ LEASE = timedelta(seconds=60)
 
 LONGEST_BACKOFF = 3600.0
 """Seconds between attempts that fail."""
+
+MAX_ERROR_LENGTH = 1_000
 
 
 class Queue(NamedTuple):
@@ -164,10 +167,8 @@ def failure(queue: Queue, item: CancellationItem, error: BaseException) -> Mappi
 
 
 def described(error: BaseException) -> str:
-    """Return an error as text that every database can store."""
-    notes = getattr(error, "__notes__", [])
-    text = redacted("\n".join([f"{type(error).__name__}: {error}", *notes]))[:1000]
-    return text.replace("\0", "").encode("utf-8", "backslashreplace").decode()
+    """Return an error as text that may be recorded."""
+    return redacted(describe(error, MAX_ERROR_LENGTH))
 
 
 def redacted(text: str) -> str:

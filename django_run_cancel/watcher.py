@@ -6,6 +6,7 @@ the run as it was when the transaction began.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import selectors
@@ -245,9 +246,23 @@ def unwatch(execution: Watched) -> None:
     _watcher.remove(execution)
 
 
-def in_watcher() -> bool:
-    """Tell whether this is the thread that asks the database."""
-    return _watcher.is_current_thread()
+_collecting: int | None = None
+
+
+def _note_collection(phase: str, info: Any) -> None:
+    global _collecting
+    _collecting = threading.get_ident() if phase == "start" else None
+
+
+gc.callbacks.append(_note_collection)
+
+
+def amid_a_statement() -> bool:
+    """Tell whether this thread may be amid a statement, and must not begin another.
+
+    The one that asks the database may; and one that collects garbage, as that can be anywhere.
+    """
+    return _watcher.is_current_thread() or _collecting == threading.get_ident()
 
 
 def _after_fork() -> None:

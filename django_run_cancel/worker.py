@@ -20,7 +20,7 @@ from django_run_cancel.exceptions import RunCancelError, RunCancelled
 from django_run_cancel.holding import Holding, Requeue
 from django_run_cancel.models import AbstractRun, Cancellation, run_rows
 from django_run_cancel.states import StopState
-from django_run_cancel.watcher import in_watcher, unwatch, watch
+from django_run_cancel.watcher import amid_a_statement, unwatch, watch
 
 
 def execution(
@@ -123,8 +123,8 @@ class Execution:
             deadline: Seconds that it may take. A coroutine is cancelled then; for a function
                 nobody waits any longer.
         """
-        if not deadline > 0:
-            raise ValueError(f"deadline must be seconds above 0, not {deadline!r}.")
+        if not 0 < deadline < threading.TIMEOUT_MAX:
+            raise ValueError(f"deadline must be seconds above 0, and finite, not {deadline!r}.")
         self._callbacks.add(callback, deadline)
 
     def __enter__(self) -> Self:
@@ -140,8 +140,8 @@ class Execution:
         return self
 
     def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
-        if in_watcher():
-            # A generator that nobody has any more, collected where its database is in use.
+        if amid_a_statement():
+            # A generator that nobody has any more, collected where a database may be in use.
             in_own_thread(partial(self.__exit__, None, error, None))
             return
         if not self._leaving():
@@ -150,9 +150,16 @@ class Execution:
         try:
             if self.cancel_requested:
                 self._callbacks.begin(self._loop)
-                self._callbacks.wait()
+                self._wait_for_callbacks()
         finally:
             despite(error, self._acknowledge)
+
+    def _wait_for_callbacks(self) -> None:
+        try:
+            self._callbacks.wait()
+        except Exception:  # of a time limit, which this process survives, and so do they
+            self._callbacks.wait()
+            raise
 
     async def __aenter__(self) -> Self:
         execution_id = self._entering()
@@ -200,6 +207,8 @@ class Execution:
 
         Raises:
             RunCancelled: The run has been cancelled: there is no other try.
+            RunInProgress: Another execution has taken it over.
+            TransitionNotAllowed: It has ended in another way.
         """
         if connections[run_rows().db].in_atomic_block:
             return False
@@ -207,6 +216,8 @@ class Execution:
         steadily(self._write, self._holding.hand_back)
         if self.cancelled:
             raise RunCancelled(self.run_id)
+        if self.run.held_as is not None:
+            raise self._holding.refusal()
         return True
 
     def take_back(self) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -16,7 +17,15 @@ from uuid import uuid4
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import Error, InternalError, connection, connections, models, transaction
+from django.db import (
+    Error,
+    InternalError,
+    OperationalError,
+    connection,
+    connections,
+    models,
+    transaction,
+)
 from django.utils import timezone
 
 from django_run_cancel import attempts, holding, watcher
@@ -37,6 +46,10 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("
 
 def dispatch_again(run: Any) -> None:
     dispatch(run, "dummy")
+
+
+class TimeLimit(Exception):
+    """As executors raise it from the handler of a signal, wherever the code is."""
 
 
 class TestMovedFromOutside:
@@ -287,15 +300,50 @@ class TestEnding:
             pass
         assert fresh(run).status == RunStatus.COMPLETED
 
-    def test_what_is_no_matter_of_the_database_is_not_tried_again(self) -> None:
-        def broken() -> None:
-            calls.append(1)
-            raise ValueError("broken")
+    @pytest.mark.parametrize("kind", [TimeLimit, SystemExit])
+    def test_a_signal_while_it_is_tried_again(self, monkeypatch: Any, kind: Any) -> None:
+        """Such as that of a time limit of the executor, which is an exception as any other."""
+        run, real, tries = make_run(), holding.Holding.finish, []
 
-        calls: list[int] = []
-        with pytest.raises(ValueError, match="broken"):
-            attempts.despite(None, broken)
-        assert calls == [1]
+        def finish(held: Any, error: Any) -> Any:
+            tries.append(error)
+            if len(tries) == 1:
+                raise OperationalError("away")
+            return real(held, error)
+
+        def sleep(seconds: float) -> None:
+            raise kind
+
+        monkeypatch.setattr(holding.Holding, "finish", finish)
+        with pytest.raises(kind), execution(run.run_id):
+            monkeypatch.setattr(attempts.time, "sleep", sleep)
+        assert tries == [None, None]
+        assert fresh(run).status == RunStatus.COMPLETED
+
+    def test_time_limit_while_it_waits_for_callbacks(self) -> None:
+        run, states = make_run(), []
+        begun = threading.Event()
+
+        def limit(signum: int, frame: Any) -> None:
+            raise TimeLimit
+
+        def tidy_up() -> None:
+            begun.set()
+            time.sleep(0.5)
+            states.append(fresh(run).stop_state)
+
+        before = signal.signal(signal.SIGALRM, limit)
+        try:
+            with pytest.raises(TimeLimit), execution(run.run_id) as executed:
+                executed.on_cancel(tidy_up)
+                cancel(run)
+                assert begun.wait(PATIENCE)
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert states == [StopState.STOPPING]
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
 
     def test_while_the_database_is_read_only(self, monkeypatch: Any) -> None:
         """As for a moment during a failover; psycopg calls that an internal error."""
@@ -461,6 +509,23 @@ class TestHandingBack:
                 assert not second.cancel_requested
             assert fresh(run).status == RunStatus.COMPLETED
 
+    def test_taken_over_before_it_is_handed_back(self) -> None:
+        """Nobody is to try again what another is at."""
+        run = make_run()
+        with execution(run.run_id) as first, execution(run.run_id, take_over=True):
+            with pytest.raises(RunInProgress):
+                first.hand_back()
+            assert fresh(run).status == RunStatus.RUNNING
+        assert fresh(run).status == RunStatus.COMPLETED
+
+    def test_ended_before_it_is_handed_back(self) -> None:
+        run = make_run()
+        with execution(run.run_id) as executed:
+            executed.run.mark_terminated("No licence")
+            with pytest.raises(TransitionNotAllowed):
+                executed.hand_back()
+        assert fresh(run).status == RunStatus.TERMINATED
+
     def test_in_a_transaction__left_to_the_end_of_the_block(self) -> None:
         run = make_run()
         with (
@@ -492,7 +557,7 @@ class TestAbandoned:
 
             def look(executions: Any) -> Any:
                 if waiting:
-                    assert watcher.in_watcher()
+                    assert watcher.amid_a_statement()
                     with watcher._watcher._lock:
                         waiting.clear()
                         gc.collect()
@@ -502,7 +567,7 @@ class TestAbandoned:
             threads: list[bool] = []
 
             def note(held: Any, error: Any) -> Any:
-                threads.append(watcher.in_watcher())
+                threads.append(watcher.amid_a_statement())
                 return finish(held, error)
 
             monkeypatch.setattr(holding.Holding, "finish", note)
@@ -514,6 +579,28 @@ class TestAbandoned:
             assert run.failure_reason == "GeneratorExit"
             assert threads == [False]  # not where another statement may be on its way
         assert fresh(other).status == RunStatus.COMPLETED
+
+    def test_in_the_middle_of_a_transaction_that_is_undone(self) -> None:
+        """The collector may come anywhere, also while a driver holds a lock of its own."""
+        run = make_run()
+        pages = self.pages(run)
+        next(pages)
+        cycle: list[Any] = [pages]
+        cycle.append(cycle)
+        gc.disable()
+        try:
+            del pages, cycle
+            with transaction.atomic():
+                make_run()
+                gc.collect()
+                transaction.set_rollback(True)
+        finally:
+            gc.enable()
+        until = time.monotonic() + PATIENCE
+        while fresh(run).status == RunStatus.RUNNING:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert run.failure_reason == "GeneratorExit"
 
     def test_while_another_is_entered(self, monkeypatch: Any) -> None:
         run, other = make_run(), make_run()

@@ -978,7 +978,7 @@ class TestCallbacks:
             cancel(run)
             assert called.wait(PATIENCE)
 
-    @pytest.mark.parametrize("deadline", [0, -1, float("nan")])
+    @pytest.mark.parametrize("deadline", [0, -1, float("nan"), float("inf"), 1e10])
     def test_deadlines_that_are_none(self, deadline: float) -> None:
         executed = execution("tsk_x")
         with pytest.raises(ValueError, match="seconds above 0"):
