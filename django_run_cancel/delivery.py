@@ -164,15 +164,15 @@ def _tell(
 
 
 def _stop(backend: BaseBackend, requests: Sequence[StopRequest], force: bool) -> dict[str, Result]:
-    silence: BaseException = BackendError(
-        f"The backend {backend.alias!r} did not say what came of it."
-    )
-    answers: Mapping[str, Result] = {}
+    silence = BackendError(f"The backend {backend.alias!r} did not say what came of it.")
     try:
-        answers = backend.stop(requests, force=force)
+        answers = dict(backend.stop(requests, force=force))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - it must not stop the worker
-        silence = error
-    return {each.external_id: answers.get(each.external_id, silence) for each in requests}
+        return {each.external_id: error for each in requests}
+    known = {
+        key: each for key, each in answers.items() if isinstance(each, StopOutcome | Exception)
+    }
+    return {each.external_id: known.get(each.external_id, silence) for each in requests}
 
 
 def _may_be_running(item: CancellationItem, run: _Run | None) -> bool:

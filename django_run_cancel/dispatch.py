@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 from django.db import router, transaction
 from django.utils import timezone
@@ -25,6 +26,9 @@ LEASE = timedelta(seconds=30)
 
 PATIENCE = 5.0
 """Seconds that failures of one backend may take in one pass. Then it counts as away."""
+
+STEP_SECONDS = 5.0
+"""After which no further run is dispatched in one pass: executors must be told meanwhile."""
 
 PAUSES = (0.0, 0.1, 0.2, 0.5)
 """Seconds between attempts to note that a run was sent, while somebody has its row locked. A job
@@ -70,17 +74,21 @@ def redispatch(limit: int = 100) -> int:
     runs = model._base_manager.using(router.db_for_write(model))
     wasted: dict[str, float] = defaultdict(float)
     sent = 0
+    until = time.monotonic() + STEP_SECONDS
     for run in list(runs.filter(dispatch_due_at__lte=now).order_by("dispatch_due_at")[:limit]):
-        if run.status not in WAITING:
-            _put_off(run, None)  # it got there, or is not wanted any more
-        elif wasted[run.backend] > PATIENCE:
-            _put_off(run, _later(run))
-        elif _put_off(run, timezone.now() + LEASE):
-            began = time.monotonic()
-            if _send(run):
-                sent += 1
-            else:
-                wasted[run.backend] += time.monotonic() - began
+        if time.monotonic() > until:
+            break
+        with sql.leaving_out(run.run_id):
+            if run.status not in WAITING:
+                _put_off(run, None)  # it got there, or is not wanted any more
+            elif wasted[run.backend] > PATIENCE:
+                _put_off(run, _later(run))
+            elif _put_off(run, timezone.now() + LEASE, status__in=WAITING):
+                began = time.monotonic()
+                if _send(run):
+                    sent += 1
+                else:
+                    wasted[run.backend] += time.monotonic() - began
     return sent
 
 
@@ -103,10 +111,10 @@ def _send(run: AbstractRun) -> bool:
     return True
 
 
-def _put_off(run: AbstractRun, due: datetime | None) -> bool:
+def _put_off(run: AbstractRun, due: datetime | None, **lookups: Any) -> bool:
     """Set when to hand over the run again, unless somebody else has dealt with it or does."""
     before, run.dispatch_due_at = run.dispatch_due_at, due
-    same = run._rows().filter(dispatch_due_at=before)
+    same = run._rows().filter(dispatch_due_at=before, **lookups)
     return bool(sql.update_unlocked(same, dispatch_due_at=due))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 from django.db import transaction
 from django.utils import timezone
@@ -26,7 +27,8 @@ def record_stopped(run_ids: Iterable[str], stop_state: str, *, wait: bool = True
     Args:
         run_ids: Public ids.
         stop_state: ``acknowledged``, ``killed`` or ``presumed``.
-        wait: For rows that somebody has locked; otherwise they are left as they are.
+        wait: For rows that somebody has locked; otherwise they are left as they are, and so are
+            those that the database refuses to write.
 
     Returns:
         The ids of the runs of which this was not known before.
@@ -45,7 +47,13 @@ def record_stopped(run_ids: Iterable[str], stop_state: str, *, wait: bool = True
     ):
         values = {"stop_state": str(StopState(stop_state)), "stopped_at": timezone.now()}
         row = stopping.filter(pk=pk)
-        if row.update(**values) if wait else sql.update_unlocked(row, **values):
+        written: Any = 0
+        if wait:
+            written = row.update(**values)
+        else:
+            with sql.leaving_out(run_id):
+                written = sql.update_unlocked(row, **values)
+        if written:
             recorded.append(run_id)
             send = partial(
                 run_stopped.send_robust,

@@ -9,22 +9,27 @@ The order of steps is what keeps cancellations free of deadlocks and complete:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from django.core.exceptions import EmptyResultSet
-from django.db import connections, transaction
+from django.db import DatabaseError, OperationalError, connections, transaction
 from django.db.models import Model, QuerySet
 from django.utils import timezone
 
+from django_run_cancel.exceptions import describe
 from django_run_cancel.states import ACTIVE, WAITING, RunStatus, StopState
 
 T = TypeVar("T")
 
+_log_once = lru_cache(1_000)(logging.getLogger("django_run_cancel").error)
+
 MAX_PARAMETERS = 30_000
-"""Per statement; SQLite takes 32,766 by default and PostgreSQL, with server-side binding, 65,535.
-"""
+"""Per statement; SQLite takes 32,766 by default, and PostgreSQL 65,535 if it binds them itself."""
 
 CHANNEL = "run_cancel"
 """On which PostgreSQL tells processes that runs have been cancelled."""
@@ -33,17 +38,8 @@ LEVELS = 3
 """Levels of children that the first statement reads on PostgreSQL; deeper ones take one each."""
 
 COLUMNS = (
-    "parent",
-    "run_id",
-    "tenant",
-    "status",
-    "backend",
-    "external_id",
-    "started_at",
-    "finished_at",
-    "cancellation",
-    "stop_state",
-    "stopped_at",
+    *("parent", "run_id", "tenant", "status", "backend", "external_id", "started_at"),
+    *("finished_at", "cancellation", "stop_state", "stopped_at"),
 )
 
 
@@ -238,6 +234,18 @@ def update_unlocked(rows: QuerySet[Any], **values: Any) -> list[Any]:
         if pks:
             rows.filter(pk__in=pks).update(**values)
         return pks
+
+
+@contextmanager
+def leaving_out(run_id: str) -> Iterator[None]:
+    """Let an error about one run keep no other waiting. An OperationalError is about all."""
+    try:
+        yield
+    except DatabaseError as error:
+        # What a trigger of MySQL raises with SIGNAL is an OperationalError as well.
+        if isinstance(error, OperationalError) and error.args[:1] != (1644,):
+            raise
+        _log_once("Run %s cannot be written: %s", run_id, describe(error, 1_000))
 
 
 def notify(using: str) -> None:

@@ -103,7 +103,8 @@ def mark_stalled(seconds: float, limit: int = 100) -> int:
     for pk, run_id in list(runs.order_by("created_at").values_list("pk", "run_id")[:limit]):
         reason = f"No sign of life for {seconds:g} seconds."
         values = {"status": RunStatus.TIMED_OUT, "finished_at": now, "failure_reason": reason}
-        if sql.update_unlocked(runs.filter(pk=pk), **values):
-            logger.warning("Run %s has timed out: %s", run_id, reason)
-            count += 1
+        with sql.leaving_out(run_id):
+            if sql.update_unlocked(runs.filter(pk=pk), **values):
+                logger.warning("Run %s has timed out: %s", run_id, reason)
+                count += 1
     return count

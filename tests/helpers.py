@@ -69,6 +69,31 @@ def locked_elsewhere(*runs: AbstractRun) -> Iterator[None]:
 
 
 @contextmanager
+def unwritable(run: AbstractRun) -> Iterator[None]:
+    """Let a trigger refuse what is written to the row of a run."""
+    table = connection.ops.quote_name(run._meta.db_table)
+    when = f"NEW.run_id = '{run.run_id}'"
+    create = f"CREATE TRIGGER refuse BEFORE UPDATE ON {table} FOR EACH ROW"
+    statements = {
+        "sqlite": [f"{create} WHEN {when} BEGIN SELECT RAISE(ABORT, 'refused'); END"],
+        "mysql": [f"{create} IF {when} THEN SIGNAL SQLSTATE '45000'; END IF"],
+        "postgresql": [
+            "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql"
+            " AS 'BEGIN RAISE ''refused''; END'",
+            f"{create} WHEN ({when}) EXECUTE FUNCTION refuse()",
+        ],
+    }
+    on_table = f" ON {table}" if connection.vendor == "postgresql" else ""
+    with connection.cursor() as cursor:
+        for statement in statements[connection.vendor]:
+            cursor.execute(statement)
+        try:
+            yield
+        finally:
+            cursor.execute(f"DROP TRIGGER refuse{on_table}")
+
+
+@contextmanager
 def rows_locked(table: str, column: str, value: str) -> Iterator[None]:
     """Let another session hold a lock on rows of another's table."""
     other = connection.copy()

@@ -25,7 +25,7 @@ from django_run_cancel.models import CancellationItem, get_run_model
 from django_run_cancel.outbox import queue_size, retry_deliveries
 from django_run_cancel.services import cancel_runs
 from django_run_cancel.states import HANDED_BACK, RunStatus
-from tests.helpers import IS_SQLITE, ids, make_run, make_runs
+from tests.helpers import IS_SQLITE, ids, make_run, make_runs, unwritable
 
 HANDLED: list[str] = []
 
@@ -63,6 +63,32 @@ class Mute(BaseBackend):
         return {}
 
 
+class Listing(BaseBackend):
+    """Answers with something else than it should."""
+
+    def stop(self, requests: Sequence[StopRequest], *, force: bool) -> Any:
+        return [request.external_id for request in requests]
+
+
+class Nodding(BaseBackend):
+    """Answers with something that is no outcome."""
+
+    def stop(self, requests: Sequence[StopRequest], *, force: bool) -> Any:
+        return {request.external_id: True for request in requests}
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+class Speechless(BaseBackend):
+    """Fails, and cannot say why."""
+
+    def stop(self, requests: Sequence[StopRequest], *, force: bool) -> Any:
+        raise Unspeakable
+
+
 class Gentle(Mute):
     """Cannot force, and keeps what it is told."""
 
@@ -86,6 +112,9 @@ def backends(settings: Any, dummy: DummyBackend) -> None:
         **settings.RUN_CANCEL_BACKENDS,
         "exploding": {"BACKEND": f"{__name__}.Exploding"},
         "mute": {"BACKEND": f"{__name__}.Mute"},
+        "listing": {"BACKEND": f"{__name__}.Listing"},
+        "nodding": {"BACKEND": f"{__name__}.Nodding"},
+        "speechless": {"BACKEND": f"{__name__}.Speechless"},
         "gentle": {"BACKEND": f"{__name__}.Gentle"},
         "gone": {"BACKEND": "nowhere.Backend"},
     }
@@ -376,18 +405,42 @@ def test_last_attempt__failed_and_loud_until_somebody_retries(
 
 @pytest.mark.usefixtures("backends")
 def test_bad_rows__hold_nobody_up(dummy: DummyBackend) -> None:
-    bad = [cancelled(backend=name) for name in ("unknown", "gone", "exploding", "mute")]
+    names = ("unknown", "gone", "exploding", "mute", "listing", "nodding", "speechless")
+    bad = [cancelled(backend=name) for name in names]
     good = cancelled()
     report = deliver_due()
-    assert (report.delivered, report.failed) == (1, 4)
+    assert (report.delivered, report.failed) == (1, 7)
     assert state_of(good) == ("delivered", "stopping")
-    assert [item_of(run).delivery for run in bad] == ["pending"] * 4
+    assert [item_of(run).delivery for run in bad] == ["pending"] * 7
     errors = [item_of(run).last_error for run in bad]
     assert "no backend 'unknown'" in errors[0]
     assert "nowhere" in errors[1]
     assert errors[2] == "RuntimeError: boom"
     assert "'mute' did not say" in errors[3]
+    assert "ValueError" in errors[4]
+    assert "'nodding' did not say" in errors[5]
+    assert "Unspeakable" in errors[6]
     assert not deliver_due()  # none of them spins
+
+
+def test_row_that_cannot_be_written__holds_no_other_up(
+    dummy: DummyBackend, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a trigger of the host refuses it."""
+    dummy.outcome = StopOutcome.STOPPED
+    bad, *others = [cancelled(external_id=f"job {n}") for n in range(3)]
+    nobody_knows = cancelled(external_id="")
+    with unwritable(bad):
+        assert deliver_due().delivered == 2
+        assert [state_of(run) for run in others] == [("delivered", "killed")] * 2
+        assert state_of(bad) == ("pending", "stopping")
+        settings.RUN_CANCEL_PRESUME_SECONDS = 0.001
+        assert deliver_due().presumed == 1
+        assert state_of(nobody_knows)[1] == "presumed"
+    assert len([each for each in caplog.messages if bad.run_id in each]) == 1
+    pass_time(60)
+    deliver_due()
+    assert state_of(bad) == ("delivered", "killed")
 
 
 def test_worker_killed_between_claim_and_call(dummy: DummyBackend) -> None:

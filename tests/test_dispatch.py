@@ -19,7 +19,7 @@ from django_run_cancel.exceptions import BackendError, TransitionNotAllowed, Unk
 from django_run_cancel.models import get_run_model
 from django_run_cancel.services import cancel_runs
 from django_run_cancel.states import RunStatus
-from tests.helpers import IS_SQLITE, locked_elsewhere, make_run
+from tests.helpers import IS_SQLITE, locked_elsewhere, make_run, unwritable
 
 Capture = Callable[..., Any]
 
@@ -274,6 +274,57 @@ def test_run_that_its_quick_job_has_locked(
     held.close()
     run.refresh_from_db()
     assert (run.dispatch_due_at is None) is not long
+
+
+def test_run_that_cannot_be_written__keeps_no_other_waiting(dummy: DummyBackend) -> None:
+    bad, other = created(), created()
+    dummy.outcome = BackendError("away")
+    for run in (bad, other):
+        dispatch(run, "dummy")
+    dummy.clear()
+    let_time_pass()
+    with unwritable(bad):
+        assert redispatch() == 1
+    assert dummy.dispatched == [other.external_id]
+    assert redispatch() == 1
+
+
+def test_cancelled_in_the_last_moment__is_not_sent(dummy: DummyBackend, monkeypatch: Any) -> None:
+    dummy.outcome = BackendError("away")
+    first, second = created(), created()
+    for run in (first, second):
+        dispatch(run, "dummy")
+    dummy.clear()
+    let_time_pass()
+    real = DummyBackend.dispatch
+
+    def meanwhile(self: DummyBackend, given: Any) -> None:
+        real(self, given)
+        other = second if given.run_id == first.run_id else first
+        cancel_runs([other.run_id], requested_by="tests")
+
+    monkeypatch.setattr(DummyBackend, "dispatch", meanwhile)
+    assert redispatch() == 1
+    assert len(dummy.dispatched) == 1
+
+
+def test_slow_executor__leaves_time_for_the_rest_of_a_step(
+    dummy: DummyBackend, monkeypatch: Any
+) -> None:
+    dummy.outcome = BackendError("away")
+    for run in [created() for _ in range(4)]:
+        dispatch(run, "dummy")
+    dummy.clear()
+    let_time_pass()
+    real = DummyBackend.dispatch
+
+    def slow(self: DummyBackend, given: Any) -> None:
+        time.sleep(0.15)
+        real(self, given)
+
+    monkeypatch.setattr(DummyBackend, "dispatch", slow)
+    monkeypatch.setattr(module, "STEP_SECONDS", 0.2)
+    assert [redispatch(), redispatch()] == [2, 2]
 
 
 def test_backend_that_is_not_configured_any_more(dummy: DummyBackend, settings: Any) -> None:

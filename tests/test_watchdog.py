@@ -18,7 +18,15 @@ from django_run_cancel.models import CancellationItem, get_run_model
 from django_run_cancel.services import cancel_runs
 from django_run_cancel.states import RunStatus
 from django_run_cancel.watchdog import escalate, look_for_stalled, mark_stalled, presume
-from tests.helpers import IS_SQLITE, ids, locked_elsewhere, make_run, make_runs, statuses
+from tests.helpers import (
+    IS_SQLITE,
+    ids,
+    locked_elsewhere,
+    make_run,
+    make_runs,
+    statuses,
+    unwritable,
+)
 from tests.test_delivery import backends, cancelled, dummy, item_of, pass_time, state_of
 
 __all__ = ["backends", "dummy"]
@@ -222,6 +230,13 @@ def test_mark_stalled__at_most_so_many(dummy: DummyBackend) -> None:
     for _ in range(3):
         silent(100)
     assert [mark_stalled(60, limit=2), mark_stalled(60, limit=2)] == [2, 1]
+
+
+def test_mark_stalled__row_that_cannot_be_written(dummy: DummyBackend) -> None:
+    bad, other = silent(100), silent(100)
+    with unwritable(bad):
+        assert mark_stalled(60) == 1
+    assert statuses(bad, other) == ["running", "timed_out"]
 
 
 def test_mark_stalled__heartbeat_in_the_last_moment(dummy: DummyBackend, monkeypatch: Any) -> None:
