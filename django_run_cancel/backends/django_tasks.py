@@ -95,15 +95,21 @@ class DjangoTasksBackend(BaseBackend):
         return outcomes
 
     def _drop(self, asked: Mapping[UUID, StopRequest]) -> dict[UUID, str | None]:
-        """Return the statuses that the known ones of these had; None if somebody has it locked."""
+        """Return the statuses that the known ones of these had; None if somebody has it locked.
+
+        What was dropped before still counts as waiting.
+        """
         using = self._results.db
         skip_locked = connections[using].features.has_select_for_update_skip_locked
         with transaction.atomic(using=using):
             rows = self._results.filter(pk__in=asked)
             found: dict[UUID, str | None] = dict.fromkeys(rows.values_list("pk", flat=True))
             rows = rows.select_for_update(skip_locked=skip_locked)
-            found |= dict(rows.values_list("pk", "status"))
-            waiting = [pk for pk, status in found.items() if status == TaskResultStatus.READY]
+            waiting = []
+            for pk, status, reason in rows.values_list("pk", "status", "exception_class_path"):
+                found[pk] = TaskResultStatus.READY if reason == REASON else status
+                if status == TaskResultStatus.READY:
+                    waiting.append(pk)
             self._results.filter(pk__in=waiting).update(
                 status=TaskResultStatus.FAILED,
                 finished_at=timezone.now(),

@@ -38,6 +38,9 @@ MARKER = "RUN_CANCEL_PROCESS"
 
 MACHINE_ID = "/etc/machine-id"
 
+GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
+"""What says about a process that there is none, or none that we may look into."""
+
 logger = logging.getLogger("django_run_cancel")
 
 
@@ -248,21 +251,27 @@ def _ids_of_processes(external_ids: Iterable[str]) -> list[str]:
 def _external_id(pid: int) -> str:
     """Return the id in the environment of a process; blank if it has none, or has ended.
 
-    A process of another user, which only root may look into, has none that we know of.
+    A process that only root may look into, as of another user, has none that we know of.
 
     Raises:
         OSError: It could not be looked at for a reason that says nothing about the process.
     """
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            environment = file.read()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return ""
+    environment = _read(f"/proc/{pid}/environ")
+    if not environment:  # the main thread may have ended before others
+        with suppress(*GONE):
+            threads = os.listdir(f"/proc/{pid}/task")
+            environment = b"".join(_read(f"/proc/{pid}/task/{each}/environ") for each in threads)
     mark = f"{MARKER}=".encode()
     for variable in environment.split(b"\0"):
         if variable.startswith(mark):
             return variable[len(mark) :].decode(errors="replace")
     return ""
+
+
+def _read(path: str) -> bytes:
+    with suppress(*GONE), open(path, "rb") as file:
+        return file.read()
+    return b""
 
 
 def _here() -> str:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -220,6 +221,24 @@ def test_orphans_are_found_when_the_first_process_has_died() -> None:
     wait_until(lambda: len(job.pids) == 2, "the end of the shell")
     assert job.stop(executor) is StopOutcome.STOPPED
     assert job.pids == []
+
+
+def test_main_thread_has_ended_before_others() -> None:
+    """As after pthread_exit() in main(); the process itself shows no environment any more."""
+    leave = {"x86_64": 60, "aarch64": 93}[platform.machine()]
+    executor = backend(
+        *(sys.executable, "-c"),
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=time.sleep, args=[60]).start()\n"
+        f"ctypes.CDLL(None).syscall({leave}, 0)  # {{run_id}}",
+    )
+    job = Job(executor)
+    job.start(executor)
+    (pid,) = job.pids
+    wait_until(lambda: job.pids == [], "the end of the main thread")
+    assert os.path.exists(f"/proc/{pid}")
+    assert job.stop(executor, force=True) is StopOutcome.STOPPED
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "its end", 5)
 
 
 def test_sigterm_is_ignored__told_and_then_killed() -> None:
