@@ -17,6 +17,9 @@ from django_run_cancel.conf import PREFIX, settings
 from django_run_cancel.models import AbstractRun, Cancellation, CancellationItem, get_run_model
 from django_run_cancel.states import Delivery
 
+MAX_NUMBER = 1e9
+"""Seconds beyond which dates and waiting have an end."""
+
 REPEATABLE = {"repeatable read", "serializable"}
 
 
@@ -119,7 +122,7 @@ def _check_numbers() -> Iterator[CheckMessage]:
         wrong.append("MAX_ATTEMPTS")
     for name in wrong:
         yield Error(
-            f"{PREFIX}{name} must be a number above 0.",
+            f"{PREFIX}{name} must be a number above 0, and finite.",
             hint=f"The default is {vars(type(settings))[name]}.",
             id="django_run_cancel.E012",
         )
@@ -141,7 +144,7 @@ def _check_numbers() -> Iterator[CheckMessage]:
 
 
 def _is_positive(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and value > 0
+    return isinstance(value, kind) and not isinstance(value, bool) and 0 < value < MAX_NUMBER
 
 
 def _check_prefixes() -> Iterator[CheckMessage]:

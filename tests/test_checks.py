@@ -145,7 +145,15 @@ def test_settings__handlers(handlers: Any) -> None:
     ],
 )
 def test_settings__numbers(name: str) -> None:
-    for value in (0, -1, "5", True, *([None] if name != "STALLED_SECONDS" else [])):
+    for value in (
+        0,
+        -1,
+        "5",
+        True,
+        float("inf"),
+        float("nan"),
+        *([None] if name != "STALLED_SECONDS" else []),
+    ):
         with override_settings(**{f"RUN_CANCEL_{name}": value}):
             assert found(check_settings) == ["E012"], value
     with override_settings(RUN_CANCEL_MAX_ATTEMPTS=1.5):

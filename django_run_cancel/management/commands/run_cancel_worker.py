@@ -6,6 +6,7 @@ import argparse
 import logging
 import signal
 import threading
+import time
 from typing import Any
 
 from django.core.management.base import BaseCommand
@@ -53,13 +54,13 @@ class Command(BaseCommand):
         if options["queue_size"]:
             self.stdout.write(" ".join(f"{name}={size}" for name, size in queue_size().items()))
             return
-        ended = threading.Event()
+        ended: list[int] = []
         before = {}
         if threading.current_thread() is threading.main_thread():  # no other gets signals
             before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
 
         def end(signum: int, frame: object) -> None:
-            ended.set()
+            ended.append(signum)
             for each, handler in before.items():
                 signal.signal(each, handler)  # the second one is not for us
 
@@ -71,12 +72,12 @@ class Command(BaseCommand):
             for each, handler in before.items():
                 signal.signal(each, handler)
 
-    def _work(self, ended: threading.Event, options: dict[str, Any]) -> None:
+    def _work(self, ended: list[int], options: dict[str, Any]) -> None:
         only_some = options["once"] or options["burst"]
         if options["verbosity"] and not only_some:
             self.stdout.write("The delivery worker is running. SIGTERM or Ctrl-C ends it.")
         away = False
-        while not ended.is_set():
+        while not ended:
             try:
                 report = deliver_due(options["batch_size"])
             except (DatabaseError, InterfaceError):
@@ -87,7 +88,7 @@ class Command(BaseCommand):
                 away = True
                 # Not at each step: it would connect anew each time where CONN_MAX_AGE is 0.
                 connections.close_all()
-                ended.wait(options["interval"])
+                _rest(options["interval"], ended)
                 continue
             if away:
                 logger.warning("The delivery worker has the database back.")
@@ -97,7 +98,14 @@ class Command(BaseCommand):
             if options["once"] or (options["burst"] and not report):
                 return
             if not report:
-                ended.wait(options["interval"])
+                _rest(options["interval"], ended)
+
+
+def _rest(seconds: float, ended: list[int]) -> None:
+    # Not on an Event: a handler that sets it could interrupt this thread while it has its lock.
+    until = time.monotonic() + seconds
+    while not ended and (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, 0.1))
 
 
 def _positive(kind: type[float] | type[int]) -> Any:
