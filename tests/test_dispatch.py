@@ -316,14 +316,14 @@ def test_slow_executor__leaves_time_for_the_rest_of_a_step(
         dispatch(run, "dummy")
     dummy.clear()
     let_time_pass()
-    real = DummyBackend.dispatch
+    real, passed = DummyBackend.dispatch, [0.0]
 
     def slow(self: DummyBackend, given: Any) -> None:
-        time.sleep(0.15)
+        passed[0] += module.STEP_SECONDS * 0.6
         real(self, given)
 
     monkeypatch.setattr(DummyBackend, "dispatch", slow)
-    monkeypatch.setattr(module, "STEP_SECONDS", 0.2)
+    monkeypatch.setattr(module.time, "monotonic", lambda: passed[0])
     assert [redispatch(), redispatch()] == [2, 2]
 
 
