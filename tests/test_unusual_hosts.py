@@ -61,6 +61,14 @@ class TestReplica:
         assert ApiKey.authenticate(key) is None
 
 
+def with_its_table(model: type[models.Model]) -> Iterator[type[Any]]:
+    with connection.schema_editor() as editor:
+        editor.create_model(model)
+    yield model
+    with connection.schema_editor() as editor:
+        editor.delete_model(model)
+
+
 @pytest.mark.django_db(transaction=True)
 class TestSubclassWithATableOfItsOwn:
     @pytest.fixture
@@ -73,11 +81,7 @@ class TestSubclassWithATableOfItsOwn:
                 class Meta:
                     app_label = "tests"
 
-            with connection.schema_editor() as editor:
-                editor.create_model(Crawl)
-            yield Crawl
-            with connection.schema_editor() as editor:
-                editor.delete_model(Crawl)
+            yield from with_its_table(Crawl)
 
     def test_transition_is_one_compare_and_set(self, crawl: type[Any]) -> None:
         run = crawl.objects.create(status="queued")
@@ -122,11 +126,7 @@ class TestSubclassWithAKeyOfItsOwn:
                 class Meta:
                     app_label = "tests"
 
-            with connection.schema_editor() as editor:
-                editor.create_model(Crawl)
-            yield Crawl
-            with connection.schema_editor() as editor:
-                editor.delete_model(Crawl)
+            yield from with_its_table(Crawl)
 
     def test_moves_its_own_run(self, crawl: type[Any]) -> None:
         other = make_run()
