@@ -168,7 +168,8 @@ def failure(queue: Queue, item: CancellationItem, error: BaseException) -> Mappi
 
 def described(error: BaseException) -> str:
     """Return an error as text that may be recorded."""
-    return redacted(describe(error, MAX_ERROR_LENGTH))
+    # Cut afterwards: half a password is recognised as none.
+    return redacted(describe(error, 10 * MAX_ERROR_LENGTH))[:MAX_ERROR_LENGTH]
 
 
 def redacted(text: str) -> str:

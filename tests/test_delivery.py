@@ -323,6 +323,11 @@ def test_error_with_the_password_of_a_broker(dummy: DummyBackend) -> None:
     dummy.outcome = OSError("cannot reach amqp://guest:secret@broker:5672/a@b")
     assert deliver_due().failed == 1
     assert item_of(run).last_error == "OSError: cannot reach amqp://…@broker:5672/a@b"
+    # Also where a long one is cut.
+    dummy.outcome = OSError("x" * 975 + " amqp://guest:secret@broker")
+    pass_time(60)
+    assert deliver_due().failed == 1
+    assert item_of(run).last_error.endswith("x amqp://…@broker")
 
 
 @pytest.mark.parametrize("password", ["S3CRET", "ss-S3CR@T", "S3CR:ET"])
