@@ -345,6 +345,37 @@ class TestEnding:
         assert states == [StopState.STOPPING]
         assert fresh(run).stop_state == StopState.ACKNOWLEDGED
 
+    def test_task_that_is_cancelled_meanwhile(self, caplog: Any) -> None:
+        """Nobody gets the error then: it is logged."""
+
+        async def away() -> None:
+            await asyncio.sleep(0.05)
+            raise OperationalError("away")
+
+        async def main() -> None:
+            task = asyncio.ensure_future(attempts.to_the_end(away))
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        asyncio.run(main())
+        (record,) = caplog.records
+        assert "could not be recorded" in record.message
+        assert isinstance(record.exc_info[1], OperationalError)
+
+    def test_in_a_transaction__is_not_tried_again(self) -> None:
+        """The database has undone what the caller did in it, or will."""
+        calls: list[int] = []
+
+        def action() -> None:
+            calls.append(1)
+            raise OperationalError("deadlock")
+
+        with transaction.atomic(), pytest.raises(OperationalError):
+            attempts.steadily(action)
+        assert calls == [1]
+
     def test_while_the_database_is_read_only(self, monkeypatch: Any) -> None:
         """As for a moment during a failover; psycopg calls that an internal error."""
         monkeypatch.setattr(attempts, "RETRY_DELAYS", [0.01])

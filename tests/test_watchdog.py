@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -237,6 +237,18 @@ def test_mark_stalled__row_that_cannot_be_written(dummy: DummyBackend) -> None:
     with unwritable(bad):
         assert mark_stalled(60) == 1
     assert statuses(bad, other) == ["running", "timed_out"]
+
+
+def test_mark_stalled__while_the_database_is_away(dummy: DummyBackend, monkeypatch: Any) -> None:
+    """That is no matter of one row."""
+    silent(100)
+
+    def away(*args: Any, **values: Any) -> Any:
+        raise OperationalError("away")
+
+    monkeypatch.setattr(watchdog.sql, "update_unlocked", away)
+    with pytest.raises(OperationalError):
+        mark_stalled(60)
 
 
 def test_mark_stalled__heartbeat_in_the_last_moment(dummy: DummyBackend, monkeypatch: Any) -> None:
