@@ -1,8 +1,10 @@
-"""Every error that this package raises on purpose has one base: RunCancelError."""
+"""Every error that this package raises on purpose has one base: RunCancelError.
+
+The arguments of an error are its ``args``, and its message is made when it is shown. So errors
+survive pickling, copying, process pools and result backends.
+"""
 
 from __future__ import annotations
-
-import traceback
 
 
 class RunCancelError(Exception):
@@ -16,14 +18,20 @@ class TransitionNotAllowed(RunCancelError):
         run_id: Public id of the run.
         current: Status found in the database, or None when the run is gone.
         target: Status that was asked for.
+        hint: What to do, or who is in the way; blank if there is nothing to say.
     """
 
     def __init__(self, run_id: str, current: str | None, target: str, hint: str = "") -> None:
+        super().__init__(run_id, current, target, hint)
         self.run_id = run_id
         self.current = current
         self.target = target
-        found = "does not exist" if current is None else f"is {current}"
-        super().__init__(f"Run {run_id} {found} and cannot become {target}.{hint and ' ' + hint}")
+        self.hint = hint
+
+    def __str__(self) -> str:
+        found = "does not exist" if self.current is None else f"is {self.current}"
+        message = f"Run {self.run_id} {found} and cannot become {self.target}."
+        return f"{message} {self.hint}".strip()
 
 
 class StateNotWritable(RunCancelError):
@@ -35,10 +43,13 @@ class StateNotWritable(RunCancelError):
     """
 
     def __init__(self, run_id: str, fields: list[str]) -> None:
+        super().__init__(run_id, fields)
         self.run_id = run_id
         self.fields = fields
-        super().__init__(
-            f"save() does not write {', '.join(fields)} of run {run_id}: "
+
+    def __str__(self) -> str:
+        return (
+            f"save() does not write {', '.join(self.fields)} of run {self.run_id}: "
             "use a mark_…() method or cancel_runs()."
         )
 
@@ -53,30 +64,41 @@ class RunCancelled(RunCancelError):
     """
 
     def __init__(self, run_id: str) -> None:
+        super().__init__(run_id)
         self.run_id = run_id
-        super().__init__(f"Run {run_id} has been cancelled.")
+
+    def __str__(self) -> str:
+        return f"Run {self.run_id} has been cancelled."
 
 
 class IdempotencyKeyReused(RunCancelError):
-    """An idempotency key came back with another request than the one it was first used for."""
+    """An idempotency key came back with another request than the one it was first used for.
+
+    Attributes:
+        idempotency_key: The key.
+    """
 
     def __init__(self, idempotency_key: str) -> None:
+        super().__init__(idempotency_key)
         self.idempotency_key = idempotency_key
-        super().__init__(
-            f"Idempotency key {idempotency_key!r} was used before for another request."
-        )
+
+    def __str__(self) -> str:
+        return f"Idempotency key {self.idempotency_key!r} was used before for another request."
 
 
 class RunInProgress(RunCancelError):
-    """Somebody else is executing this run already, for example after a redelivery.
+    """Another execution has this run already, for example after a redelivery.
 
     Attributes:
         run_id: Public id of the run.
     """
 
     def __init__(self, run_id: str) -> None:
+        super().__init__(run_id)
         self.run_id = run_id
-        super().__init__(f"Run {run_id} is being executed already.")
+
+    def __str__(self) -> str:
+        return f"Run {self.run_id} is being executed already."
 
 
 class BackendError(RunCancelError):
@@ -91,17 +113,25 @@ class UnknownBackend(BackendError):
     """
 
     def __init__(self, alias: str) -> None:
+        super().__init__(alias)
         self.alias = alias
-        super().__init__(f"RUN_CANCEL_BACKENDS has no backend {alias!r}.")
+
+    def __str__(self) -> str:
+        return f"RUN_CANCEL_BACKENDS has no backend {self.alias!r}."
 
 
-def describe(error: BaseException, max_length: int) -> str:
-    """Return an error and its notes as text that every database can store.
+class UnknownTask(BackendError):
+    """A backend has no task with the name that was given.
 
-    Args:
-        error: Any, also one that cannot be turned into text.
-        max_length: Characters that are kept.
+    Attributes:
+        alias: Alias of the backend.
+        name: Name of the task.
     """
-    text = "".join(traceback.format_exception_only(error)).strip()[:max_length]
-    # What PostgreSQL cannot store.
-    return text.replace("\0", "").encode("utf-8", "backslashreplace").decode()
+
+    def __init__(self, alias: str, name: str) -> None:
+        super().__init__(alias, name)
+        self.alias = alias
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"The backend {self.alias!r} has no task {self.name!r}."

@@ -97,7 +97,6 @@ class Source(TextChoices):
     ADMIN = "admin", _("admin")
     COMMAND = "command", _("command")
     PYTHON = "python", _("Python")
-    BULK = "bulk", _("bulk")
 
 
 class Outcome(TextChoices):
@@ -130,8 +129,31 @@ class Delivery(TextChoices):
 
 
 class CancellationState(TextChoices):
-    """Progress of a cancellation. One that fits in a single transaction is born finished."""
+    """How far a cancellation is. A request for few runs is completed when it is answered."""
 
+    PENDING = "pending", _("pending")
     RUNNING = "running", _("running")
-    FINISHED = "finished", _("finished")
+    COMPLETED = "completed", _("completed")
     ABORTED = "aborted", _("aborted")
+    FAILED = "failed", _("failed")
+
+
+UNSETTLED = frozenset({CancellationState.PENDING, CancellationState.RUNNING})
+"""States of cancellations that delivery workers still advance."""
+
+
+class ChunkKind(TextChoices):
+    """What is to be done with the runs of a chunk."""
+
+    REQUESTED = "requested", _("cancel them, as asked for")
+    CASCADE = "cascade", _("cancel them, as they are below a cancelled run")
+    CHILDREN = "children", _("find the runs below them")
+
+
+class ChunkState(TextChoices):
+    """Whether the runs of a chunk have been dealt with."""
+
+    PENDING = "pending", _("pending")
+    COMPLETED = "completed", _("completed")
+    ABORTED = "aborted", _("aborted")
+    FAILED = "failed", _("failed")
