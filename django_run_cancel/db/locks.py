@@ -1,0 +1,145 @@
+"""Row locks: locking rows in the order of their keys, and updates that skip locked rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from django.db import DatabaseError, OperationalError, connections, transaction
+from django.db.models import Model, QuerySet
+
+from django_run_cancel.db.statements import fetch, key_conditions, lock_clause, names_of
+from django_run_cancel.safe_text import describe_error, printable, printable_lines
+from django_run_cancel.states import WAITING
+
+_log_once = lru_cache(1_000)(logging.getLogger("django_run_cancel").error)
+
+
+class LockedRun(NamedTuple):
+    """What a cancellation needs to know of a run. Non-text fields are raw database values."""
+
+    pk: Any
+    parent: Any
+    run_id: str
+    tenant: str
+    status: str
+    backend: str
+    external_id: str
+    started_at: Any
+    stop_state: str
+
+    @property
+    def never_started(self) -> bool:
+        """Whether the run's code has never been started; ``write_cancelled`` asks the same."""
+        return self.started_at is None and self.status in WAITING
+
+
+def lock_runs(model: type[Model], pks: Iterable[Any], using: str) -> list[LockedRun]:
+    """Lock rows by primary key in ascending order and return those that still exist."""
+    return list(_read_runs(model, key_conditions(pks, model, using), using, lock_clause(using)))
+
+
+def read_runs(model: type[Model], pks: Iterable[Any], using: str) -> list[LockedRun]:
+    """Return the same as ``lock_runs`` without locking anything, for a dry run."""
+    return list(_read_runs(model, key_conditions(pks, model, using), using, ""))
+
+
+def lock_selected_runs(
+    model: type[Model], keys: str, params: list[Any], using: str
+) -> list[LockedRun]:
+    """Do the same as ``lock_runs`` with the keys that a query selects.
+
+    In one statement, except on MySQL and MariaDB, where that could lock all rows.
+    """
+    vendor = connections[using].vendor
+    if vendor == "mysql":
+        return lock_runs(model, [pk for (pk,) in fetch(using, keys, params)], using)
+    # PostgreSQL expects an array to be short, and looks it up in the index.
+    condition = f"= ANY (ARRAY({keys}))" if vendor == "postgresql" else f"IN ({keys})"
+    return list(_read_runs(model, [(condition, params)], using, lock_clause(using)))
+
+
+def _read_runs(
+    model: type[Model], conditions: Iterable[tuple[str, list[Any]]], using: str, clause: str
+) -> Iterator[LockedRun]:
+    names = names_of(model, using)
+    columns = ", ".join(names[field] for field in LockedRun._fields)
+    for condition, params in conditions:
+        sql = "SELECT {columns} FROM {table} WHERE {pk} {condition} ORDER BY {pk}".format(
+            columns=columns, condition=condition, **names
+        )
+        yield from map(LockedRun._make, fetch(using, sql + clause, params))
+
+
+def lock_rows(rows: QuerySet[Any]) -> list[Any]:
+    """Lock rows of any model for deletion or update, in the order of their keys.
+
+    Returns:
+        The keys of the rows. SQLite locks nothing: its transaction has the database to itself.
+    """
+    return list(rows.order_by("pk").select_for_update().values_list("pk", flat=True))
+
+
+def update_unlocked(rows: QuerySet[Any], **values: Any) -> list[Any]:
+    """Update runs or items, but wait for none that somebody has locked, and pass over refused ones.
+
+    Args:
+        rows: The rows; what it asks for holds in the statement that writes.
+        values: As for ``QuerySet.update()``.
+
+    Returns:
+        The keys of the rows that were updated. Where the database cannot skip locked rows, they
+        are waited for after all, and none is named if one of several was not updated.
+    """
+    try:
+        return _update_unlocked(rows, values)
+    except DatabaseError as error:
+        if not is_refusal(error):
+            raise
+    written = []
+    for pk, run_id in list(rows.values_list("pk", "run_id")):
+        with skip_refused_rows(f"{rows.model.__name__} of run {run_id}"):
+            written += _update_unlocked(rows.filter(pk=pk), values)
+    return written
+
+
+def _update_unlocked(rows: QuerySet[Any], values: dict[str, Any]) -> list[Any]:
+    features = connections[rows.db].features
+    if not features.has_select_for_update_skip_locked:
+        pks = list(rows.values_list("pk", flat=True))
+        return pks if rows.filter(pk__in=pks).update(**values) == len(pks) else []
+    with transaction.atomic(using=rows.db):
+        # FOR NO KEY UPDATE: a row is not skipped because others insert rows that refer to it.
+        locked = rows.select_for_update(
+            skip_locked=True, no_key=features.has_select_for_no_key_update
+        )
+        pks = list(locked.values_list("pk", flat=True))
+        # By key alone: PostgreSQL reads the whole table where two conditions list many keys.
+        if pks:
+            rows.model._base_manager.using(rows.db).filter(pk__in=pks).update(**values)
+        return pks
+
+
+def is_refusal(error: DatabaseError) -> bool:
+    """Tell whether an error is about the rows that were written, and not about the database."""
+    # What a trigger of MySQL raises with SIGNAL is an OperationalError as well.
+    return not isinstance(error, OperationalError) or error.args[:1] == (1644,)
+
+
+@contextmanager
+def skip_refused_rows(label: str) -> Iterator[None]:
+    """Log an error about one row, once, so that it keeps no other row waiting.
+
+    Args:
+        label: What to call the row in the log.
+    """
+    try:
+        yield
+    except DatabaseError as error:
+        if not is_refusal(error):
+            raise
+        shown = printable_lines(describe_error(error, 1_000))
+        _log_once("%s cannot be written: %s", printable(label), shown)

@@ -1,0 +1,79 @@
+"""SQL text and parameter lists that the modules of this folder share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import islice
+from typing import Any, TypeVar
+
+from django.db import connections
+from django.db.models import Model
+
+T = TypeVar("T")
+
+MAX_PARAMETERS = 30_000
+"""Per statement; SQLite takes 32,766 by default, and PostgreSQL 65,535 if it binds them itself."""
+
+MAX_LISTED_ON_MYSQL = 900
+"""From 1,000 values on MariaDB makes a subquery of a list; it then scans, and locks, all rows."""
+
+COLUMNS = (
+    *("parent", "run_id", "tenant", "status", "backend", "external_id", "started_at"),
+    *("finished_at", "cancellation", "stop_state", "stopped_at"),
+)
+
+
+def names_of(model: type[Model], using: str) -> dict[str, str]:
+    quote = connections[using].ops.quote_name
+    meta = model._meta
+    columns = {name: quote(column_of(meta.get_field(name))) for name in COLUMNS}
+    return {"table": quote(meta.db_table), "pk": quote(column_of(meta.pk)), **columns}
+
+
+def column_of(field: Any) -> str:
+    column: str = field.column
+    return column
+
+
+def lock_clause(using: str) -> str:
+    features = connections[using].features
+    if not features.has_select_for_update:
+        return ""  # SQLite: a transaction that writes has the database to itself.
+    # The weaker lock of PostgreSQL lets rows that refer to a run be inserted meanwhile.
+    no_key = features.has_select_for_no_key_update
+    return " " + connections[using].ops.for_update_sql(no_key=no_key)
+
+
+def key_conditions(
+    pks: Iterable[Any], model: type[Model], using: str, limit: int = MAX_PARAMETERS - 100
+) -> Iterator[tuple[str, list[Any]]]:
+    """Yield conditions that a key is one of these, as SQL to follow a column and parameters.
+
+    On PostgreSQL it is one array: a driver parses a placeholder for each key far more slowly.
+    """
+    connection = connections[using]
+    if connection.vendor == "postgresql":
+        if keys := sorted(pks):
+            yield f"= ANY (%s::{model._meta.pk.rel_db_type(connection)}[])", [keys]
+        return
+    if connection.vendor == "mysql":
+        limit = min(limit, MAX_LISTED_ON_MYSQL)
+    for chunk in chunks(sorted(pks), limit):
+        yield f"IN ({placeholders(chunk)})", chunk
+
+
+def chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    rest = iter(values)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
+def placeholders(values: Sized) -> str:
+    return ", ".join(["%s"] * len(values))
+
+
+def fetch(using: str, sql: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
+    with connections[using].cursor() as cursor:
+        cursor.execute(sql, params)
+        rows: list[tuple[Any, ...]] = cursor.fetchall()
+        return rows

@@ -1,0 +1,210 @@
+"""Reading the trees of runs, without locks: closures, children, ancestors.
+
+The order of steps is what keeps cancellations free of deadlocks and complete:
+
+1. read the keys of the whole tree without a lock,
+2. lock these rows by primary key in ascending order,
+3. look again for children, now that nobody can add one below a locked run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from django.core.exceptions import EmptyResultSet
+from django.db import connections, transaction
+from django.db.models import Model, QuerySet
+from django.db.models.expressions import RawSQL
+
+from django_run_cancel.db.locks import LockedRun, lock_selected_runs
+from django_run_cancel.db.statements import (
+    MAX_PARAMETERS,
+    column_of,
+    fetch,
+    key_conditions,
+    lock_clause,
+    names_of,
+)
+
+LEVELS = 3
+"""Levels of children that the first statement reads on PostgreSQL; another reads all below them."""
+
+MAX_DEPTH = 1_000_000
+"""MySQL and MariaDB end a recursive query after 1,000 levels, unless told otherwise."""
+
+
+def read_closure(
+    scope: QuerySet[Any], model: type[Model], using: str, limit: int
+) -> tuple[set[Any], set[Any]]:
+    """Return, without a lock, the keys of these runs and those of their whole trees.
+
+    Args:
+        scope: The runs.
+        model: The run model.
+        using: Alias of the database.
+        limit: Once so many keys are read, those of runs below may be missing.
+    """
+    try:
+        query, params = scope.order_by().values("pk").query.get_compiler(using).as_sql()
+    except EmptyResultSet:
+        return set(), set()
+    if connections[using].vendor == "postgresql":
+        return _read_closure_by_levels(query, params, model, using, limit)
+    rows = fetch(
+        using,
+        # UNION, not UNION ALL: it ends on a cycle.
+        _recursive(
+            "WITH RECURSIVE closure (pk, asked) AS ("
+            "SELECT asked.*, 1 FROM ({scope}) asked UNION"
+            " SELECT run.{pk}, 0 FROM {table} run JOIN closure ON run.{parent} = closure.pk"
+            ") SELECT pk, asked FROM closure LIMIT {limit}",
+            using,
+        ).format(scope=query, limit=limit, **names_of(model, using)),
+        params,
+    )
+    return {pk for pk, asked in rows if asked}, {pk for pk, _ in rows}
+
+
+def _recursive(sql: str, using: str) -> str:
+    """Return a recursive query that is not ended at the limit of MySQL or MariaDB."""
+    connection: Any = connections[using]
+    if connection.vendor != "mysql":
+        return sql
+    if connection.mysql_is_mariadb:
+        return f"SET STATEMENT max_recursive_iterations = {MAX_DEPTH} FOR {sql}"
+    hint = f"/*+ SET_VAR(cte_max_recursion_depth = {MAX_DEPTH}) */"
+    return sql.replace(") SELECT ", f") SELECT {hint} ")
+
+
+def _read_closure_by_levels(
+    query: str, params: Sequence[Any], model: type[Model], using: str, limit: int
+) -> tuple[set[Any], set[Any]]:
+    # PostgreSQL expects a recursive query to find millions of rows, and so reads a large table from
+    # end to end, and compiles the query first. Likewise it joins even a handful of rows by reading
+    # all of a table in which each may have many children. Of an array it expects ten elements, and
+    # looks these up in the index.
+    names = names_of(model, using)
+    child = (
+        "level{n} (pk) AS"
+        " (SELECT {pk} FROM {table} WHERE {parent} = ANY (ARRAY({above})) LIMIT {limit})"
+    )
+    ctes = "".join(
+        ", " + child.format(n=n, above=f"SELECT pk FROM level{n - 1}", limit=limit, **names)
+        for n in range(1, LEVELS + 1)
+    )
+    selects = " UNION ALL ".join(f"SELECT {n}, pk FROM level{n}" for n in range(LEVELS + 1))
+    levels: list[set[Any]] = [set() for _ in range(LEVELS + 1)]
+    for level, pk in fetch(using, f"WITH level0 (pk) AS ({query}){ctes} {selects}", params):
+        levels[level].add(pk)
+    closure = set().union(*levels)
+    unread = levels[-1].difference(*levels[:-1])
+    if unread and len(closure) < limit:
+        closure |= _read_all_below(unread, model, using, limit)
+    return levels[0], closure
+
+
+def _read_all_below(pks: Iterable[Any], model: type[Model], using: str, limit: int) -> set[Any]:
+    """Return the keys of so many descendants, in a statement that must use the index.
+
+    PostgreSQL would rather read the whole table: see above.
+    """
+    ((condition, params),) = key_conditions(pks, model, using)
+    sql = (
+        "WITH RECURSIVE below (pk) AS (SELECT {pk} FROM {table} WHERE {parent} {condition} UNION"
+        " SELECT child.pk FROM below, LATERAL"
+        " (SELECT {pk} AS pk FROM {table} WHERE {parent} = below.pk OFFSET 0) child"
+        ") SELECT pk FROM below LIMIT {limit}"
+    ).format(condition=condition, limit=limit, **names_of(model, using))
+    with transaction.atomic(using=using), connections[using].cursor() as cursor:
+        cursor.execute("SELECT current_setting('enable_seqscan')")
+        (before,) = cursor.fetchone()
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        cursor.execute(sql, params)
+        found = {pk for (pk,) in cursor.fetchall()}
+        # The transaction may be a caller's, and go on.
+        cursor.execute("SELECT set_config('enable_seqscan', %s, true)", [before])
+    return found
+
+
+def keys_below(model: type[Model], run_id: str, using: str) -> RawSQL:
+    """Return a subquery of the keys of all descendants of a run.
+
+    MariaDB and MySQL end it after 1,000 levels.
+    """
+    sql = (
+        "WITH RECURSIVE below (pk) AS ("
+        "SELECT child.{pk} FROM {table} child JOIN {table} run ON child.{parent} = run.{pk}"
+        " WHERE run.{run_id} = %s UNION"
+        " SELECT child.{pk} FROM {table} child JOIN below ON child.{parent} = below.pk"
+        ") SELECT pk FROM below"
+    ).format(**names_of(model, using))
+    return RawSQL(sql, [run_id])  # noqa: S611 - the names are those of the model
+
+
+def read_children(model: type[Model], pks: Iterable[Any], using: str) -> set[Any]:
+    """Return the keys of the direct children of runs.
+
+    On MySQL and MariaDB, unless each statement sees what has been committed before it, the read is
+    a locking one: a plain one would show the children that there were when the transaction began.
+    """
+    connection = connections[using]
+    names = names_of(model, using)
+    snapshot = getattr(connection, "isolation_level", None) != "read committed"
+    lock = lock_clause(using) if connection.vendor == "mysql" and snapshot else ""
+    found: set[Any] = set()
+    # Of a longer list InnoDB only guesses how many rows belong to it; it then scans all rows, which
+    # a locking read would lock.
+    limit = 199 if lock else MAX_PARAMETERS - 100
+    for condition, params in key_conditions(pks, model, using, limit):
+        sql = "SELECT {pk} FROM {table} WHERE {parent} {condition}".format(
+            condition=condition, **names
+        )
+        found.update(pk for (pk,) in fetch(using, sql + lock, params))
+    return found
+
+
+def lock_ancestors(model: type[Model], pk: Any, using: str) -> list[LockedRun]:
+    """Lock a run and all runs above it, in the same order as a cancellation does.
+
+    All of them, because one that has finished does not carry on the word that the run above it
+    was cancelled.
+
+    Returns:
+        The locked rows; none when the run does not exist.
+    """
+    keys = _recursive(
+        "WITH RECURSIVE line (pk, parent) AS ("
+        "SELECT {pk}, {parent} FROM {table} WHERE {pk} = %s UNION"
+        " SELECT run.{pk}, run.{parent} FROM {table} run JOIN line ON run.{pk} = line.parent"
+        ") SELECT pk FROM line",
+        using,
+    ).format(**names_of(model, using))
+    params = [model._meta.pk.get_db_prep_value(pk, connections[using])]
+    return lock_selected_runs(model, keys, params, using)
+
+
+def read_distinct(rows: QuerySet[Any], name: str, limit: int) -> list[Any]:
+    """Return the first values of an indexed field among these rows, in ascending order.
+
+    One look into the index for each. MySQL and MariaDB do that for DISTINCT, and read all rows for
+    the query below; the others do the opposite.
+    """
+    using = rows.db
+    if connections[using].vendor == "mysql":
+        return list(rows.order_by(name).values_list(name, flat=True).distinct()[:limit])
+    try:
+        query, params = rows.order_by().values(name).query.get_compiler(using).as_sql()
+    except EmptyResultSet:
+        return []
+    field = connections[using].ops.quote_name(column_of(rows.model._meta.get_field(name)))
+    least = f"SELECT MIN({field}) FROM ({query}) rows_of_scope"
+    found = fetch(
+        using,
+        f"WITH RECURSIVE found (value, number) AS (SELECT ({least}), 1 UNION ALL"
+        f" SELECT ({least} WHERE {field} > found.value), found.number + 1"
+        " FROM found WHERE found.value IS NOT NULL AND found.number < %s"
+        ") SELECT value FROM found WHERE value IS NOT NULL",
+        [*params, *params, limit],
+    )
+    return [value for (value,) in found]
