@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from django.core.exceptions import ValidationError
-from django.db import models, router
+from django.db import DatabaseError, connections, models, router, transaction
 from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from django_run_cancel.fields import ExactCharField
+from django_run_cancel.db.clock import DatabaseNow
+from django_run_cancel.models.fields import ExactCharField, UnicodeCharField
+from django_run_cancel.safe_text import printable
 
 TOUCH_INTERVAL = timedelta(minutes=1)
 """``last_used_at`` is at most this stale: a busy key does not write a row for each request."""
+
+logger = logging.getLogger("django_run_cancel")
 
 SCHEME = "rc_"
 PREFIX_LENGTH = len(SCHEME) + 8
@@ -33,7 +39,7 @@ class KeyState(models.TextChoices):
 class ApiKey(models.Model):
     """A key that acts for one tenant."""
 
-    name = models.CharField(_("name"), max_length=100)
+    name = UnicodeCharField(_("name"), max_length=100)
     prefix = ExactCharField(_("prefix"), max_length=16, editable=False)
     digest = ExactCharField(_("digest"), max_length=64, editable=False)
     tenant = ExactCharField(_("tenant"), max_length=64, blank=True, default="")
@@ -110,17 +116,31 @@ class ApiKey(models.Model):
         One indexed query; a second statement, at most once a minute, notes that it was used.
         """
         # Not from a replica, which could lag behind a revocation.
-        keys = cls.objects.using(router.db_for_write(cls))
-        row = keys.filter(digest=digest(key), revoked_at=None).first()
-        now = timezone.now()
-        if row is None or (row.expires_at is not None and row.expires_at <= now):
+        keys: Any = cls.objects.using(router.db_for_write(cls))
+        keys = keys.annotate(database_now=DatabaseNow())
+        has_not_expired = Q(expires_at=None) | Q(expires_at__gt=DatabaseNow())
+        found = keys.filter(has_not_expired, digest=digest(key), revoked_at=None).first()
+        if found is None:
             return None
-        stale = now - TOUCH_INTERVAL
-        if row.last_used_at is None or row.last_used_at <= stale:
-            unnoted = Q(last_used_at=None) | Q(last_used_at__lte=stale)
-            keys.filter(unnoted, pk=row.pk).update(last_used_at=now)
-            row.last_used_at = now
+        row: ApiKey = found
+        row._note_use(found.database_now)
         return row
+
+    def _note_use(self, now: datetime) -> None:
+        stale = now - TOUCH_INTERVAL
+        if self.last_used_at is not None and self.last_used_at > stale:
+            return
+        using = router.db_for_write(type(self))
+        unnoted = Q(last_used_at=None) | Q(last_used_at__lte=stale)
+        rows = type(self).objects.using(using).filter(unnoted, pk=self.pk)
+        # Inside of a transaction, an error would end that.
+        joined = connections[using].in_atomic_block
+        try:
+            with transaction.atomic(using=using) if joined else nullcontext():
+                rows.update(last_used_at=now)
+        except DatabaseError as error:  # read-only, as during maintenance: reading goes on
+            logger.warning("The use of %s cannot be noted: %s", printable(self.label), error)
+        self.last_used_at = now
 
     @property
     def state(self) -> KeyState:
