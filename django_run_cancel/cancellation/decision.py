@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from django_run_cancel.states import ACTIVE, SUCCESSFUL, Outcome, RunStatus, Via
+from django_run_cancel.states import ACTIVE, SUCCESSFUL, Outcome, RunStatus, StopState, Via
 
 if TYPE_CHECKING:
-    from django_run_cancel.sql import LockedRun
+    from django_run_cancel.db.locks import LockedRun
 
 
 class Item(NamedTuple):
@@ -33,21 +33,27 @@ class Decision(NamedTuple):
     Attributes:
         items: One per id that was asked for, in that order, then one per child that goes along.
         changed: The rows to cancel.
+        forced: The rows that were cancelled before and still stop, whose executors are to be told
+            by force.
+        roots: The rows whose descendants go along.
         tenant: Owner of the runs that were asked for, when it is a single one.
     """
 
     items: list[Item]
     changed: list[LockedRun]
+    forced: list[LockedRun]
+    roots: list[LockedRun]
     tenant: str | None
 
 
-def decide(asked: list[str], reached: set[Any], rows: list[LockedRun]) -> Decision:
+def decide(asked: list[str], reached: set[Any], rows: list[LockedRun], *, force: bool) -> Decision:
     """Decide what happens to each run.
 
     Args:
         asked: The ids, without repetitions.
         reached: Keys of the runs among the rows that the caller may ask for.
         rows: The rows of these runs and of all their descendants.
+        force: Whether what started is to be killed, also where it was asked to stop before.
     """
     # By exact equality: whatever the database holds equal to an id was not asked for.
     found = {row.run_id: row for row in rows if row.pk in reached}
@@ -58,20 +64,46 @@ def decide(asked: list[str], reached: set[Any], rows: list[LockedRun]) -> Decisi
         if row is None:
             items.append(Item(run_id, Outcome.NOT_FOUND, Via.REQUESTED, ""))
             continue
-        if row.status in ACTIVE:
-            outcome = Outcome.CANCELLED
-        elif row.status == RunStatus.CANCELLED:
-            outcome = Outcome.ALREADY_CANCELLED
-        else:
-            outcome = Outcome.ALREADY_FINISHED
+        outcome = _outcome(row)
         items.append(Item(run_id, outcome, Via.REQUESTED, row.status))
         if outcome in SUCCESSFUL:
             roots.append(row)
-    cascade = [row for row in _descendants(roots, rows) if row.status in ACTIVE]
-    items += [Item(row.run_id, Outcome.CANCELLED, Via.CASCADE, row.status) for row in cascade]
-    changed = [row for row in roots if row.status in ACTIVE] + cascade
+    below = decide_cascade(_descendants(roots, rows), roots, force=force)
     tenants = {found[run_id].tenant for run_id in asked if run_id in found}
-    return Decision(items, changed, tenants.pop() if len(tenants) == 1 else None)
+    return Decision(
+        items=items + below.items,
+        changed=[row for row in roots if row.status in ACTIVE] + below.changed,
+        forced=[row for row in roots if force and _can_be_killed(row)] + below.forced,
+        roots=roots,
+        tenant=tenants.pop() if len(tenants) == 1 else None,
+    )
+
+
+def decide_cascade(below: list[LockedRun], roots: list[LockedRun], *, force: bool) -> Decision:
+    """Decide what happens to runs because runs above them are cancelled.
+
+    Args:
+        below: The rows of the runs.
+        roots: The rows whose descendants they are, or themselves.
+        force: As for ``decide``.
+    """
+    changed = [row for row in below if row.status in ACTIVE]
+    forced = [row for row in below if force and _can_be_killed(row)]
+    items = [Item(row.run_id, _outcome(row), Via.CASCADE, row.status) for row in changed + forced]
+    return Decision(items, changed, forced, roots, None)
+
+
+def _outcome(row: LockedRun) -> Outcome:
+    if row.status in ACTIVE:
+        return Outcome.CANCELLED
+    if row.status == RunStatus.CANCELLED:
+        return Outcome.ALREADY_CANCELLED
+    return Outcome.ALREADY_FINISHED
+
+
+def _can_be_killed(row: LockedRun) -> bool:
+    is_stopping = row.status == RunStatus.CANCELLED and row.stop_state == StopState.STOPPING
+    return is_stopping and bool(row.backend and row.external_id)
 
 
 def _descendants(roots: list[LockedRun], rows: list[LockedRun]) -> list[LockedRun]:

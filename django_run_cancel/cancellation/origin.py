@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
-from django_run_cancel.ids import is_storable
-
-if TYPE_CHECKING:
-    from django.http import HttpRequest
+from django_run_cancel.models.ids import is_storable
 
 MAX_REQUEST_ID_LENGTH = 128
 
@@ -39,8 +36,8 @@ class Origin:
             )
 
     @classmethod
-    def of(cls, request: HttpRequest) -> Self:
-        """Return the origin of a request of Django's.
+    def of(cls, request: Any) -> Self:
+        """Return the origin of a request of Django's or of REST framework's.
 
         The address is that of the connection, ``REMOTE_ADDR``: whoever asks can write anything
         into ``X-Forwarded-For``. The id is the header ``X-Request-ID``, or nothing when it is too

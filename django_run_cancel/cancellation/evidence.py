@@ -1,4 +1,4 @@
-"""Evidence: how the work of a cancelled run has ended."""
+"""Evidence: writes and reads the ``stop_state``, which says how the work of a run has ended."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 from django.db import transaction
-from django.utils import timezone
 
-from django_run_cancel import sql
+from django_run_cancel.db import locks
+from django_run_cancel.db.clock import DatabaseNow
 from django_run_cancel.models import CancellationItem, get_run_model, run_rows
 from django_run_cancel.signals import run_stopped
 from django_run_cancel.states import StopState
@@ -45,14 +45,9 @@ def record_stopped(run_ids: Iterable[str], stop_state: str, *, wait: bool = True
     for pk, run_id, cancellation_id in list(
         found.values_list("pk", "run_id", "cancellation__cancellation_id")
     ):
-        values = {"stop_state": str(StopState(stop_state)), "stopped_at": timezone.now()}
+        values = {"stop_state": str(StopState(stop_state)), "stopped_at": DatabaseNow()}
         row = stopping.filter(pk=pk)
-        written: Any = 0
-        if wait:
-            written = row.update(**values)
-        else:
-            with sql.leaving_out(run_id):
-                written = sql.update_unlocked(row, **values)
+        written: Any = row.update(**values) if wait else locks.update_unlocked(row, **values)
         if written:
             recorded.append(run_id)
             send = partial(

@@ -1,0 +1,264 @@
+"""Advancing bulk cancellations: each step cancels some runs of a chunk, in one transaction."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from django.db import DatabaseError, connections, router, transaction
+from django.db.models import F, Q, QuerySet, Sum
+
+from django_run_cancel.cancellation.decision import decide, decide_cascade
+from django_run_cancel.cancellation.progress import COUNTS
+from django_run_cancel.cancellation.records import counts_of
+from django_run_cancel.cancellation.transaction import lock_trees, write_chunks, write_decision
+from django_run_cancel.conf import settings
+from django_run_cancel.db.clock import DatabaseNow
+from django_run_cancel.db.locks import is_refusal
+from django_run_cancel.db.retry import retry_transaction
+from django_run_cancel.db.trees import read_distinct
+from django_run_cancel.models import Cancellation, CancellationChunk, get_run_model
+from django_run_cancel.safe_text import describe_error, printable_lines
+from django_run_cancel.states import (
+    UNSETTLED,
+    CancellationState,
+    ChunkKind,
+    ChunkState,
+)
+
+logger = logging.getLogger("django_run_cancel")
+
+MAX_CANCELLATIONS = 100
+"""That take turns in one process."""
+
+MAX_CHILDREN = 10_000
+"""Runs that are found below others in one transaction; it locks none."""
+
+MAX_ERROR_LENGTH = 1_000
+LONGEST_WAIT_SECONDS = 60
+
+
+class Pace:
+    """How many runs this process cancels in one transaction.
+
+    Attributes:
+        size: How many; so many that their locks are held for less than ``RUN_CANCEL_MAX_LOCK_MS``.
+    """
+
+    def __init__(self) -> None:
+        self.size = 100
+
+    def adapt(self, count: int, seconds: float) -> None:
+        """Learn from a transaction.
+
+        Args:
+            count: How many runs it has cancelled, without descendants.
+            seconds: How long it has taken.
+        """
+        aim = 0.6 * settings.MAX_LOCK_MS / 1_000
+        fitting = count * aim / max(seconds, 0.0001)
+        if count >= self.size or fitting < self.size:
+            self.size = max(1, min(int(fitting), 2 * self.size))
+
+
+_pace = Pace()
+
+
+def advance_bulk_cancellations(seconds: float, among: QuerySet[Cancellation] | None = None) -> int:
+    """Cancel runs of bulk cancellations in turn, until time is up or nothing is due.
+
+    Any number of processes may call this at once.
+
+    Args:
+        seconds: For how long to begin transactions.
+        among: Of these cancellations; by default of all.
+
+    Returns:
+        How many runs have been dealt with.
+    """
+    until = time.monotonic() + seconds
+    dealt_with = 0
+    while True:
+        found = 0
+        for pk in _pending_cancellations(among):
+            found += advance_chunk(pk)
+            if time.monotonic() > until:
+                return dealt_with + found
+        if not found:
+            return dealt_with
+        dealt_with += found
+
+
+def _pending_cancellations(among: QuerySet[Cancellation] | None) -> list[int]:
+    using = _database()
+    if among is not None:
+        return list(among.using(using).order_by("pk").values_list("pk", flat=True))
+    chunks = CancellationChunk.objects.using(using).filter(state=ChunkState.PENDING)
+    pending = read_distinct(chunks, "cancellation_id", MAX_CANCELLATIONS)
+    # What a process has left that died before it could say that there is nothing left.
+    unsettled = Cancellation.objects.using(using).filter(state__in=UNSETTLED)
+    done = unsettled.exclude(pk__in=pending).values_list("pk", flat=True)[:MAX_CANCELLATIONS]
+    return [*pending, *done]
+
+
+def advance_chunk(cancellation_pk: int) -> int:
+    """Deal with some runs of a cancellation, in one transaction.
+
+    Returns:
+        How many; 0 when nothing is left, or others are at all that is.
+    """
+    using = _database()
+    chunks = CancellationChunk.objects.using(using).filter(
+        Q(next_attempt_at=None) | Q(next_attempt_at__lte=DatabaseNow()),
+        cancellation=cancellation_pk,
+        state=ChunkState.PENDING,
+    )
+    Cancellation.objects.using(using).filter(
+        pk=cancellation_pk, state=CancellationState.PENDING
+    ).update(state=CancellationState.RUNNING)
+    count = _pace.size
+    while True:
+        started = time.monotonic()
+        try:
+            done = retry_transaction(partial(_advance, chunks, count), using)
+        except DatabaseError as error:
+            if connections[using].in_atomic_block:
+                raise
+            if is_refusal(error) and count > 1:
+                count //= 2  # until it is the refused row alone
+                continue
+            return _put_off(chunks, error)
+        if not done:
+            _settle(cancellation_pk, using)
+            return 0
+        _pace.adapt(done, time.monotonic() - started)
+        return done
+
+
+def _advance(chunks: QuerySet[CancellationChunk], count: int, restartable: bool) -> int:
+    with transaction.atomic(using=chunks.db, savepoint=False):
+        chunk = _claim(chunks)
+        if chunk is None:
+            return 0
+        if chunk.kind == ChunkKind.CHILDREN:
+            return _find_children(chunk, chunks.db)
+        return _cancel_next(chunk, count, chunks.db, restartable)
+
+
+def _claim(chunks: QuerySet[CancellationChunk]) -> CancellationChunk | None:
+    """Return the first chunk that no other process works on, locked."""
+    if connections[chunks.db].features.has_select_for_update_skip_locked:
+        return chunks.order_by("pk").select_for_update(skip_locked=True).first()
+    # SQLite: from the first statement that could write, others wait until this transaction ends.
+    CancellationChunk.objects.using(chunks.db).filter(pk=0).update(attempts=0)
+    return chunks.order_by("pk").first()
+
+
+def _cancel_next(chunk: CancellationChunk, count: int, using: str, restartable: bool) -> int:
+    model = get_run_model()
+    record = Cancellation.objects.using(using).get(pk=chunk.cancellation_id)
+    run_ids = chunk.run_ids[chunk.position : chunk.position + count]
+    reachable = set(run_ids).difference(chunk.hidden_ids)
+    scope = model._base_manager.using(using).filter(run_id__in=reachable)
+    tree = lock_trees(scope, model, using, restartable)
+    if chunk.kind == ChunkKind.CASCADE:
+        roots = [row for row in tree.rows if row.pk in tree.reached]
+        decision = decide_cascade(tree.rows, roots, force=record.force)
+    else:
+        decision = decide(run_ids, tree.reached, tree.rows, force=record.force)
+    write_decision(decision, record, model, using, is_complete=tree.is_complete)
+    _record_step(chunk, len(run_ids), using, **counts_of(decision.items))
+    return len(run_ids)
+
+
+def _find_children(chunk: CancellationChunk, using: str) -> int:
+    """Write chunks of the runs below those of this chunk. They can get no more children."""
+    model = get_run_model()
+    runs: Any = model._base_manager.using(using)
+    parents = runs.filter(run_id__in=chunk.run_ids).values_list("pk", flat=True)
+    children = runs.filter(parent__in=list(parents))  # joined, PostgreSQL reads the whole table
+    if chunk.after_key:
+        children = children.filter(pk__gt=model._meta.pk.to_python(chunk.after_key))
+    rows = list(children.order_by("pk").values_list("pk", "run_id")[:MAX_CHILDREN])
+    record = Cancellation(pk=chunk.cancellation_id)
+    write_chunks(record, ChunkKind.CASCADE, (run_id for _, run_id in rows), using)
+    is_last = len(rows) < MAX_CHILDREN
+    after_key = str(rows[-1][0]) if rows else ""
+    _record_step(chunk, chunk.size if is_last else 0, using, after_key=after_key)
+    return max(len(rows), 1)
+
+
+def _record_step(chunk: CancellationChunk, done: int, using: str, **values: Any) -> None:
+    position = chunk.position + done
+    if position >= chunk.size:
+        values |= {"state": ChunkState.COMPLETED, "run_ids": [], "hidden_ids": []}
+    for name in COUNTS:
+        if name in values:
+            values[name] += getattr(chunk, name)
+    CancellationChunk.objects.using(using).filter(pk=chunk.pk).update(
+        position=position,
+        advanced_at=DatabaseNow(),
+        attempts=0,
+        next_attempt_at=None,
+        last_error="",
+        **values,
+    )
+
+
+def _put_off(chunks: QuerySet[CancellationChunk], error: DatabaseError) -> int:
+    """Set a run aside that cannot be written, or try a chunk again later if that may help."""
+    reason = describe_error(error, MAX_ERROR_LENGTH)
+    with transaction.atomic(using=chunks.db):
+        chunk = _claim(chunks)
+        if chunk is None:
+            return 0
+        rows = CancellationChunk.objects.using(chunks.db)
+        logger.warning("A bulk cancellation cannot go on: %s", printable_lines(reason))
+        if not is_refusal(error):
+            wait = timedelta(seconds=min(2**chunk.attempts, LONGEST_WAIT_SECONDS))
+            rows.filter(pk=chunk.pk).update(
+                attempts=F("attempts") + 1,
+                next_attempt_at=DatabaseNow() + wait,
+                last_error=reason,
+            )
+            return 0
+        refused = chunk.run_ids[chunk.position : chunk.position + 1]
+        rows.create(
+            cancellation_id=chunk.cancellation_id,
+            kind=chunk.kind,
+            state=ChunkState.FAILED,
+            run_ids=refused,
+            hidden_ids=[run_id for run_id in refused if run_id in chunk.hidden_ids],
+            size=1,
+            failed_count=int(chunk.kind == ChunkKind.REQUESTED),
+            last_error=reason,
+        )
+        _record_step(chunk, 1, chunks.db)
+        return 1
+
+
+def _settle(cancellation_pk: int, using: str) -> None:
+    """Say that a cancellation has ended, if nothing of it is left to do."""
+    chunks = CancellationChunk.objects.using(using).filter(cancellation=cancellation_pk)
+    record = Cancellation.objects.using(using).filter(pk=cancellation_pk)
+    with transaction.atomic(using=using):
+        unsettled = record.select_for_update().filter(state__in=UNSETTLED)
+        if chunks.filter(state=ChunkState.PENDING).exists() or not unsettled.exists():
+            return
+        # Those of failed chunks stay with them: they can be tried again.
+        done = chunks.exclude(state=ChunkState.FAILED)
+        sums = done.aggregate(**{name: Sum(name, default=0) for name in COUNTS})
+        done.update(**dict.fromkeys(COUNTS, 0))
+        failed = chunks.filter(state=ChunkState.FAILED).exists()
+        record.update(
+            state=CancellationState.FAILED if failed else CancellationState.COMPLETED,
+            finished_at=DatabaseNow(),
+            **{name: F(name) + count for name, count in sums.items()},
+        )
+
+
+def _database() -> str:
+    return router.db_for_write(Cancellation)

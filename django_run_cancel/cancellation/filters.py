@@ -1,0 +1,66 @@
+"""Filters of bulk cancellations: which runs are meant, as JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.db import connections
+from django.db.models import QuerySet
+from django.db.models.fields.json import KeyTransform
+from django.db.models.functions import Collate
+from django.db.models.lookups import Exact
+
+from django_run_cancel.db.trees import keys_below
+from django_run_cancel.models.fields import exact_collation
+
+LOOKUPS = {
+    "status": "status__in",
+    "type": "run_type",
+    "tenant": "tenant",
+    "parent": "parent__run_id",
+    "backend": "backend",
+    "title": "title",
+    "created_after": "created_at__gte",
+    "created_before": "created_at__lt",
+    "started_after": "started_at__gte",
+    "started_before": "started_at__lt",
+}
+"""The lookup of each filter that is one. The others are ``ancestor`` and ``metadata``."""
+
+FILTERS = (*LOOKUPS, "ancestor", "metadata")
+
+
+def filter_runs(runs: QuerySet[Any], filters: Mapping[str, Any]) -> QuerySet[Any]:
+    """Return the runs that match all filters.
+
+    Args:
+        runs: The runs to choose from.
+        filters: By their names in ``FILTERS``: ``status`` is a list, times are ``datetime``,
+            ``ancestor`` is the id of a run whose descendants are meant, ``metadata`` the values of
+            keys at the top. The others are text, compared exactly.
+
+    Raises:
+        ValueError: There is no filter; all runs would match.
+        KeyError: There is no filter of that name.
+    """
+    if not filters:
+        raise ValueError("Name at least one filter: without any, all runs would match.")
+    for name, value in filters.items():
+        if name == "ancestor":
+            runs = runs.filter(pk__in=keys_below(runs.model, value, runs.db))
+        elif name == "metadata":
+            for key, wanted in value.items():
+                # Not metadata__key: a key may look like a lookup.
+                runs = runs.alias(wanted_metadata=KeyTransform(key, "metadata"))
+                runs = runs.filter(wanted_metadata=wanted)
+                if connections[runs.db].vendor == "mysql":
+                    # MariaDB takes "true" for true, and ignores spaces at the end of texts. This
+                    # alone would also find lists that contain the value.
+                    runs = runs.filter(metadata__contains={key: wanted})
+        elif name == "title" and (collation := exact_collation(connections[runs.db])):
+            # The column ignores case, and on MariaDB spaces at the end.
+            runs = runs.filter(Exact(Collate("title", collation), value), title=value)
+        else:
+            runs = runs.filter(**{LOOKUPS[name]: value})
+    return runs
