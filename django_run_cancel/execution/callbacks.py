@@ -1,4 +1,4 @@
-"""What running code wants to be called when it is to stop, with a deadline for each."""
+"""Callbacks registered with ``on_cancel()``: each is called once, and has a deadline."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from functools import partial
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
-from django.db import connections
+
+from django_run_cancel.db.threads import call_in_thread
+from django_run_cancel.execution.thread_context import NO_CONTEXT, ThreadContext, call_in
 
 Callback = Callable[[], object] | Callable[[], Coroutine[Any, Any, object]]
+
+DEFAULT_DEADLINE = 10.0
+"""Seconds that a callback may take."""
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +31,7 @@ class Callbacks:
         self._lock = threading.Lock()
         self._begun = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._context = NO_CONTEXT
         self._later: list[tuple[Callback, float]] = []
         self._called: list[tuple[Callback, float, float | None, Future[Any]]] = []
 
@@ -37,11 +43,16 @@ class Callbacks:
             else:
                 self._later.append((callback, deadline))
 
-    def begin(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Call all, unless that has been done. Coroutine functions run on the loop, if any."""
+    def begin(self, loop: asyncio.AbstractEventLoop | None, context: ThreadContext) -> None:
+        """Call all, unless that has been done.
+
+        Args:
+            loop: Where coroutine functions run; without one, in a thread as functions do.
+            context: What these threads enter.
+        """
         with self._lock:
             if not self._begun:
-                self._begun, self._loop = True, loop
+                self._begun, self._loop, self._context = True, loop, context
                 for callback, deadline in self._later:
                     self._call(callback, deadline)
 
@@ -66,11 +77,30 @@ class Callbacks:
     def _call(self, callback: Callback, deadline: float) -> None:
         until: float | None = None
         if iscoroutinefunction(callback) and self._loop is not None:
-            future = _on_loop(callback, deadline, self._loop)
+            future = self._call_on_loop(callback, deadline, self._loop)
         else:
             until = time.monotonic() + deadline
-            future = in_own_thread(partial(_run, callback, deadline))
+            future = self._call_in_thread(callback, deadline)
         self._called.append((callback, deadline, until, future))
+
+    def _call_in_thread(self, callback: Callback, deadline: float) -> Future[object]:
+        return call_in_thread(partial(call_in, self._context, partial(_run, callback, deadline)))
+
+    def _call_on_loop(
+        self,
+        callback: Callable[[], Coroutine[Any, Any, object]],
+        deadline: float,
+        loop: asyncio.AbstractEventLoop,
+    ) -> Future[object]:
+        async def call() -> object:
+            return await _within(callback(), deadline)
+
+        coroutine = call()
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, loop)
+        except RuntimeError:  # the loop has been closed
+            coroutine.close()
+            return self._call_in_thread(callback, deadline)
 
 
 def _run(callback: Callback, deadline: float) -> object:
@@ -80,42 +110,3 @@ def _run(callback: Callback, deadline: float) -> object:
 
 async def _within(awaitable: Awaitable[object], deadline: float) -> object:
     return await asyncio.wait_for(awaitable, deadline)
-
-
-def _on_loop(
-    callback: Callable[[], Coroutine[Any, Any, object]],
-    deadline: float,
-    loop: asyncio.AbstractEventLoop,
-) -> Future[object]:
-    async def call() -> object:
-        return await _within(callback(), deadline)
-
-    coroutine = call()
-    try:
-        return asyncio.run_coroutine_threadsafe(coroutine, loop)
-    except RuntimeError:  # the loop has been closed
-        coroutine.close()
-        return in_own_thread(partial(_run, callback, deadline))
-
-
-def in_own_thread(function: Callable[[], object]) -> Future[object]:
-    """Call a function in a thread that is made for it, and that nobody waits for at the end."""
-    future: Future[object] = Future()
-
-    def work() -> None:
-        future.set_running_or_notify_cancel()  # from now on nobody can cancel it
-        try:
-            result = function()
-        except BaseException as error:  # noqa: BLE001 - logged by who waits
-            connections.close_all()
-            future.set_exception(error)
-        else:
-            connections.close_all()
-            future.set_result(result)
-
-    # Not of a pool: before it ends, the interpreter would wait for that.
-    try:
-        threading.Thread(target=work, daemon=True).start()
-    except RuntimeError as error:  # there are no threads left
-        future.set_exception(error)
-    return future

@@ -1,0 +1,229 @@
+"""Ownership of a run by one execution: statements that start, finish and hand back the run.
+
+Each statement is conditional on the ``execution_id`` in the row, so that an execution whose run has
+been taken over changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.db import connections
+from django.db.models import Q
+from django.db.models.functions import Coalesce
+
+from django_run_cancel.cancellation.evidence import record_stopped
+from django_run_cancel.db.clock import DatabaseNow
+from django_run_cancel.db.returning import note, update_and_read
+from django_run_cancel.db.sessions import may_hide_writes
+from django_run_cancel.exceptions import RunCancelled, RunInProgress, TransitionNotAllowed
+from django_run_cancel.models import AbstractRun, get_run_model, run_rows
+from django_run_cancel.safe_text import describe_error, printable
+from django_run_cancel.states import HANDED_BACK, TERMINAL, WAITING, RunStatus, StopState
+
+Requeue = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
+
+MAX_FAILURE_REASON_LENGTH = 10_000
+
+logger = logging.getLogger(__name__)
+
+
+class RunRow(NamedTuple):
+    """The columns of a run that say whether its code is to stop."""
+
+    pk: Any
+    status: str
+    execution_id: UUID | None
+    cancellation: int | None
+
+
+class Ownership:
+    """The run as one execution owns it, from its start to its end.
+
+    Attributes:
+        execution_id: The id in the row while this execution owns the run.
+    """
+
+    execution_id: UUID | None = None
+
+    def __init__(self, run_id: str, requeue_on: Requeue) -> None:
+        self.run_id = run_id
+        self._requeue_on = requeue_on
+        self._foreign_end = ""
+        self._run: AbstractRun | None = None
+        self._start_connection: Any = None  # while what it has written may be hidden
+        self._row_before: RunRow | None = None
+
+    @property
+    def run(self) -> AbstractRun:
+        """The run, once it has been started."""
+        if self._run is None:
+            raise RuntimeError("The run has not been started: enter the block first.")
+        return self._run
+
+    def start(self, execution_id: UUID, take_over: bool | float) -> None:
+        """Start the run if its status allows it.
+
+        It may be repeated with the same id, when the answer of the database was lost.
+
+        Args:
+            execution_id: The id under which it is owned from now on.
+            take_over: Whether to start it although it is running; or after how many seconds
+                without a heartbeat.
+
+        Raises:
+            RunCancelled: The run has been cancelled.
+            RunInProgress: It is running.
+            TransitionNotAllowed: It has ended in another way, or does not exist.
+        """
+        self.execution_id = execution_id
+        startable = Q(status__in=[*WAITING, RunStatus.PAUSED])
+        startable |= Q(status=RunStatus.RUNNING, execution_id=execution_id)  # an answer was lost
+        if take_over is True:
+            startable |= Q(status=RunStatus.RUNNING)
+        elif take_over is not False:
+            is_silent = Q(heartbeat_at__lt=DatabaseNow() - timedelta(seconds=take_over))
+            is_silent |= Q(heartbeat_at=None)
+            startable |= Q(status=RunStatus.RUNNING) & is_silent
+        run = update_and_read(
+            get_run_model(),
+            run_rows(run_id=self.run_id).filter(startable),
+            status=RunStatus.RUNNING,
+            started_at=Coalesce("started_at", DatabaseNow()),
+            heartbeat_at=DatabaseNow(),
+            execution_id=execution_id,  # an execution that owned the run loses it with that
+        )
+        if run is None:
+            raise self.refusal()
+        run.held_as = execution_id
+        self._start_connection = connections[run_rows().db]
+        self._run = run
+
+    def refusal(self) -> Exception:
+        """Return why this execution does not own the run, or may not start it."""
+        row = run_rows(run_id=self.run_id).values_list("status", "stop_state", "execution_id")
+        status, stop_state, owner = row.first() or [None] * 3
+        if status == RunStatus.RUNNING:
+            return RunInProgress(self.run_id)
+        if status != RunStatus.CANCELLED:
+            return TransitionNotAllowed(self.run_id, status, RunStatus.RUNNING)
+        if stop_state == StopState.STOPPING and owner in {HANDED_BACK, self.execution_id}:
+            # Cancelled while it waited: the execution that owned it before has left. Or the answer
+            # to our own start was lost, and no work has been done.
+            record_stopped([self.run_id], StopState.ACKNOWLEDGED)
+        return RunCancelled(self.run_id)
+
+    def finish(self, error: BaseException | None) -> Any:
+        """Write how the code ended, if the run has not been ended already.
+
+        Args:
+            error: What the code raised, if anything.
+
+        Returns:
+            The ``RunRow`` in the database if the run has been cancelled, or None.
+        """
+        if self.execution_id is None:
+            return None  # interrupted before it was started
+        if error is None:
+            return self._leave(status=RunStatus.COMPLETED, finished_at=DatabaseNow())
+        if self._will_be_retried(error):
+            return self.hand_back()
+        reason = describe_error(error, MAX_FAILURE_REASON_LENGTH)
+        return self._leave(
+            status=RunStatus.FAILED, finished_at=DatabaseNow(), failure_reason=reason
+        )
+
+    def hand_back(self) -> Any:
+        """Leave the run queued for another try, if it has not been ended already.
+
+        Returns:
+            The ``RunRow`` in the database if the run has been cancelled, or None.
+        """
+        return self._leave(
+            status=RunStatus.QUEUED, queued_at=DatabaseNow(), execution_id=HANDED_BACK
+        )
+
+    def take_back(self) -> Any:
+        """Own the run again that has just been handed back, if no other execution owns it.
+
+        Returns:
+            The ``RunRow`` in the database if the run has been cancelled, or None.
+        """
+        values = {"status": RunStatus.RUNNING, "execution_id": self.execution_id}
+        rows = run_rows(run_id=self.run_id, execution_id=HANDED_BACK)
+        if rows.filter(status=RunStatus.QUEUED).update(**values, heartbeat_at=DatabaseNow()):
+            note(self.run, **values, heartbeat_at=DatabaseNow())
+            self.run.held_as = self.execution_id
+        return _cancelled_row(rows)
+
+    def _leave(self, **values: Any) -> Any:
+        rows = run_rows(run_id=self.run_id, execution_id=self.execution_id)
+        if not rows.filter(status=RunStatus.RUNNING).update(**values):
+            # Queued or paused while the code was at work: the code has left it now.
+            values = {"execution_id": HANDED_BACK}
+            if not rows.filter(status__in=[*WAITING, RunStatus.PAUSED]).update(**values):
+                return _cancelled_row(rows)
+        if self._run is not None:  # None: interrupted when the answer came
+            note(self._run, **values)
+            self._run.held_as = None
+        return None
+
+    def _will_be_retried(self, error: BaseException) -> bool:
+        if isinstance(self._requeue_on, type | tuple):
+            return isinstance(error, self._requeue_on)
+        try:
+            return self._requeue_on(error)
+        except Exception:
+            logger.exception(
+                "requeue_on of run %s is broken: the run has failed.", printable(self.run_id)
+            )
+            return False
+
+    def is_start_hidden(self) -> bool:
+        """Tell whether a transaction of the code may hide from others that it owns the run.
+
+        To be asked before the row is read: the transaction may end meanwhile.
+        """
+        if self._start_connection is not None and not may_hide_writes(self._start_connection):
+            self._start_connection = None
+        return self._start_connection is not None
+
+    def error_for(
+        self, row: RunRow, *, is_start_hidden: bool = False
+    ) -> Callable[[], Exception] | None:
+        """Return what makes the error to raise in the running code, for what the database holds.
+
+        Args:
+            row: The row as others see it.
+            is_start_hidden: Whether it may be the row as it was before the start.
+        """
+        if row.execution_id != self.execution_id:
+            return self._error_before_start(row) if is_start_hidden else self._taken_over
+        if row.status == RunStatus.CANCELLED:
+            return partial(RunCancelled, self.run_id)
+        if row.status in TERMINAL and row.status != self.run.status:
+            # Not at first sight: the code itself may be about to note it in ``run``.
+            before, self._foreign_end = self._foreign_end, row.status
+            if before == row.status:
+                return partial(TransitionNotAllowed, self.run_id, row.status, RunStatus.RUNNING)
+        return None
+
+    def _error_before_start(self, row: RunRow) -> Callable[[], Exception] | None:
+        # Our start has locked the row. If it changes, the database has undone the start.
+        if row.status == RunStatus.CANCELLED:
+            return partial(RunCancelled, self.run_id)
+        self._row_before = self._row_before or row
+        return None if row == self._row_before else self._taken_over
+
+    def _taken_over(self) -> Exception:
+        return RunInProgress(self.run_id)
+
+
+def _cancelled_row(rows: Any) -> Any:
+    cancelled = rows.filter(status=RunStatus.CANCELLED)
+    return cancelled.values_list(*RunRow._fields, named=True).first()
