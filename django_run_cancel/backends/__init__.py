@@ -8,9 +8,17 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
-from django_run_cancel.backends.base import BaseBackend
+from django_run_cancel.backends.base import (
+    BackendError,
+    BaseBackend,
+    StopOutcome,
+    StopRequest,
+    TaskCall,
+)
 from django_run_cancel.conf import settings
 from django_run_cancel.exceptions import UnknownBackend
+
+__all__ = ["BackendError", "BaseBackend", "StopOutcome", "StopRequest", "TaskCall", "get_backend"]
 
 _instances: dict[str, tuple[Any, BaseBackend]] = {}
 _lock = threading.Lock()

@@ -1,16 +1,16 @@
-"""Bounding calls into clients that wait for as long as a dead server likes."""
+"""Calls into clients of executors, with a timeout that the clients themselves do not have."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import Future
-from threading import BoundedSemaphore, Thread
+from threading import BoundedSemaphore
 from typing import TypeVar
 
-from django.db import connections, router, transaction
+from django.db import router, transaction
 
+from django_run_cancel.db.threads import call_in_thread
 from django_run_cancel.models import get_run_model
 
 Result = TypeVar("Result")
@@ -40,23 +40,9 @@ def call_bounded(function: Callable[[], Result], alias: str, timeout: float) -> 
     """
     until = time.monotonic() + timeout
     free = _free[alias]
-    future: Future[Result] = Future()
-
-    def call() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-            future.set_exception(error)
-        finally:
-            connections.close_all()
-            free.release()
-
     if free.acquire(timeout=timeout):
-        try:
-            Thread(target=call, name="run-cancel-call", daemon=True).start()
-        except RuntimeError:  # there are no threads left
-            free.release()
-            raise
+        future = call_in_thread(function)
+        future.add_done_callback(lambda _: free.release())
         try:
             return future.result(until - time.monotonic())
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""Celery, on Redis or RabbitMQ."""
+"""Celery, on Redis or RabbitMQ: tasks are revoked, and by force killed with their process."""
 
 from __future__ import annotations
 
@@ -7,68 +7,28 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
-from celery import Celery, Task
-from celery.exceptions import Ignore, Retry
+from celery import Celery
 from django.core.checks import CheckMessage, Warning
 from django.utils.functional import cached_property
 from django.utils.module_loading import import_string
 from kombu.connection import Connection
 from kombu.messaging import Producer
 
-from django_run_cancel.backends.base import BackendError, BaseBackend, StopOutcome, StopRequest
-from django_run_cancel.exceptions import RunCancelled, RunInProgress
+from django_run_cancel.backends.base import (
+    DISPATCHED,
+    BackendError,
+    BaseBackend,
+    StopOutcome,
+    StopRequest,
+    TaskCall,
+)
+from django_run_cancel.exceptions import UnknownTask
 from django_run_cancel.models import AbstractRun
-from django_run_cancel.worker import Execution, execution
 
 SIGNALLED = {"prefork", "processes", "gevent", "eventlet"}
 """Pools whose workers can interrupt a task; in the last two it is an exception at a switch."""
 
 KILLABLE = {"prefork", "processes"}
-
-
-class RunTask(Task):  # type: ignore[misc]
-    """Base of tasks that work on a run: ``@app.task(base=RunTask)``.
-
-    The task is called with the run id, and its function gets the execution instead. A retry leaves
-    the run ``queued``; a run that is cancelled or being worked on already ends the task quietly.
-    """
-
-    abstract = True
-
-    def __call__(self, run_id: str, *args: Any, **kwargs: Any) -> Any:
-        """Execute the run.
-
-        Raises:
-            Ignore: The run has been cancelled, or another worker is at it.
-        """
-        try:
-            with execution(run_id, requeue_on=(Retry,)) as run:
-                request = self.request
-                if request.called_directly or getattr(request, "run_execution", None) is not None:
-                    # As by a test, or by a task that calls itself: it gets a request of its own.
-                    return super().__call__(run, *args, **kwargs)
-                request.run_execution, request._protected = run, 1
-                return self.run(run, *args, **kwargs)
-        except (RunCancelled, RunInProgress) as refused:
-            raise Ignore(str(refused)) from refused
-
-    def retry(self, *args: Any, **kwargs: Any) -> Any:
-        """Leave the run queued, and only then send the task once more: others may be quick.
-
-        Raises:
-            RunCancelled: The run has been cancelled: nothing is sent.
-            Retry: As Celery does; and what else it raises if the tries are used up, say.
-        """
-        run: Execution | None = getattr(self.request, "run_execution", None)
-        if run is None or not run.hand_back():  # called directly, say, or in a transaction
-            return super().retry(*args, **kwargs)
-        try:
-            return super().retry(*args, **kwargs)
-        except Retry:
-            raise
-        except BaseException:
-            run.take_back()  # nothing has been sent
-            raise
 
 
 class _ProducesOnce(Producer):
@@ -91,7 +51,7 @@ class CeleryBackend(BaseBackend):
 
     Options:
         APP: Dotted path of the Celery app.
-        TASK: Name of the task; its only argument is the run id.
+        TASK: Name of the task of runs that are dispatched without one.
         QUEUE: Where to send it; by default where the app routes it.
         POOL: The pool of the workers; by default ``worker_pool`` of the app, which is ``prefork``.
         SIGNAL: What running tasks are sent at once, such as ``"SIGTERM"``. By default nothing:
@@ -99,11 +59,29 @@ class CeleryBackend(BaseBackend):
             and then forgets it, so that one which survives the signal cannot be killed any more.
     """
 
-    can_drop_queued = True
-    stops_many = True
     keeps_requests = False
-    required_options = frozenset({"APP", "TASK"})
+    required_options = frozenset({"APP"})
     optional_options = frozenset({"QUEUE", "POOL", "SIGNAL"})
+    task_option = "TASK"
+    dispatch_options = frozenset(
+        {
+            "compression",
+            "countdown",
+            "delivery_mode",
+            "eta",
+            "exchange",
+            "expires",
+            "headers",
+            "ignore_result",
+            "priority",
+            "queue",
+            "routing_key",
+            "serializer",
+            "shadow",
+            "soft_time_limit",
+            "time_limit",
+        }
+    )
 
     @cached_property
     def app(self) -> Celery:
@@ -125,6 +103,28 @@ class CeleryBackend(BaseBackend):
         """Whether the pool runs each task in a process that can be killed."""
         return self.pool in KILLABLE
 
+    def get_task(self, name: str) -> Any:
+        """Return the task with this name, importing the tasks of the app if need be."""
+        if name not in self.app.tasks:
+            self.app.loader.import_default_modules()
+        if name not in self.app.tasks:
+            raise UnknownTask(self.alias, name)
+        return self.app.tasks[name]
+
+    def check(self, **kwargs: Any) -> list[CheckMessage]:
+        """Check the pool and, for a deployment, that the broker answers."""
+        messages = super().check(**kwargs)
+        if not self.can_force:
+            messages.append(
+                Warning(
+                    f"Backend {self.alias!r} cannot kill tasks: workers with the pool {self.pool} "
+                    "have no process for each.",
+                    hint="Let the code call checkpoint(), or use the pool prefork.",
+                    id="django_run_cancel.W006",
+                )
+            )
+        return messages
+
     @contextmanager
     def _connect(self) -> Iterator[Connection]:
         """Connect anew: what is left in a pool may be dead, and then waits without an end."""
@@ -139,18 +139,20 @@ class CeleryBackend(BaseBackend):
         ) as connection:
             yield connection
 
-    def dispatch(self, run: AbstractRun) -> None:
+    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
         """Send the task."""
-        queue = {"queue": self.options["QUEUE"]} if "QUEUE" in self.options else {}
+        options = {"queue": self.options["QUEUE"]} if "QUEUE" in self.options else {}
+        headers = {**call.options.get("headers", {}), DISPATCHED: True}
         try:
             with self._connect() as connection:
                 self.app.send_task(
-                    self.options["TASK"],
-                    [run.run_id],
+                    call.task or self.options["TASK"],
+                    [run.run_id, *call.args],
+                    dict(call.kwargs),
                     task_id=run.external_id,
                     connection=connection,
                     retry=False,
-                    **queue,
+                    **{**options, **call.options, "headers": headers},
                 )
         except Exception as error:
             raise BackendError(f"Celery: {error}") from error
@@ -235,20 +237,6 @@ class CeleryBackend(BaseBackend):
         mailbox = self.app.control.mailbox(connection)
         mailbox.producer_or_acquire = _acquire
         return mailbox
-
-    def check(self, **kwargs: Any) -> list[CheckMessage]:
-        """Check the pool and, for a deployment, that the broker answers."""
-        messages = super().check(**kwargs)
-        if not self.can_force:
-            messages.append(
-                Warning(
-                    f"Backend {self.alias!r} cannot kill tasks: workers with the pool {self.pool} "
-                    "have no process for each.",
-                    hint="Let the code call checkpoint(), or use the pool prefork.",
-                    id="django_run_cancel.W006",
-                )
-            )
-        return messages
 
     def ping(self) -> None:
         """Connect to the broker."""

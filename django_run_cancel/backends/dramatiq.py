@@ -1,4 +1,4 @@
-"""Dramatiq, with the middleware of dramatiq-abort, on Redis or RabbitMQ."""
+"""Dramatiq with dramatiq-abort: messages are skipped, running actors get an exception."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from django.core.checks import CheckMessage, Error
-from django.utils.functional import cached_property
-from django.utils.module_loading import import_string
-from dramatiq import Actor
-from dramatiq_abort import Abort, Abortable, Event
+from dramatiq import Actor, Broker, get_broker
+from dramatiq_abort import Abortable, Event
 from dramatiq_abort.middleware import AbortMode
 
-from django_run_cancel.backends.base import BackendError, BaseBackend, StopOutcome, StopRequest
+from django_run_cancel.backends.base import (
+    DISPATCHED,
+    BackendError,
+    BaseBackend,
+    StopOutcome,
+    StopRequest,
+    TaskCall,
+)
 from django_run_cancel.backends.bounded import call_bounded
-from django_run_cancel.exceptions import RunCancelError
+from django_run_cancel.exceptions import UnknownTask
 from django_run_cancel.models import AbstractRun
-
-NEVER_AGAIN = (RunCancelError, Abort)
-"""For ``@dramatiq.actor(throws=NEVER_AGAIN)``: a refused or an aborted run is not tried again."""
 
 
 class DramatiqBackend(BaseBackend):
@@ -27,33 +29,58 @@ class DramatiqBackend(BaseBackend):
     The id of the message is the external id.
 
     Options:
-        ACTOR: Dotted path of the actor; its only argument is the run id.
+        ACTOR: Dotted path of the actor of runs that are dispatched without one. Without it, the
+            broker is that of ``dramatiq.get_broker()``.
         ABORT_AFTER: Seconds that running code has to leave at a checkpoint, before ``Abort`` is
             raised in it; 2 by default, and none when forced.
         ABORT_TTL: Seconds that Redis keeps a request, for workers that are away; 7 days by default.
     """
 
-    can_drop_queued = True
     can_stop_running = True
-    stops_many = True
-    required_options = frozenset({"ACTOR"})
     optional_options = frozenset({"ABORT_AFTER", "ABORT_TTL"})
+    task_option = "ACTOR"
+    dispatch_options = None
 
-    @cached_property
-    def actor(self) -> Actor[Any, Any]:
-        """The actor, which knows its broker."""
-        actor: Actor[Any, Any] = import_string(self.options["ACTOR"])
+    @property
+    def broker(self) -> Broker:
+        """The broker: that of the actor in the options, or the one of the project."""
+        if "ACTOR" not in self.options:
+            return get_broker()
+        return self.get_task(self.options["ACTOR"]).broker
+
+    def get_task(self, name: str) -> Actor[Any, Any]:
+        """Return the actor with this dotted path."""
+        actor = super().get_task(name)
+        if not isinstance(actor, Actor):
+            raise UnknownTask(self.alias, name)
         return actor
+
+    def check(self, **kwargs: Any) -> list[CheckMessage]:
+        """Check that the broker has ``Abortable`` and, for a deployment, that both answer."""
+        messages = super().check(**kwargs)
+        if any(found.is_serious() for found in messages):
+            return messages
+        try:
+            self._abortable  # noqa: B018
+        except LookupError as error:
+            return [
+                Error(
+                    str(error),
+                    hint="broker.add_middleware(Abortable(backend=RedisBackend.from_url(…)))",
+                    id="django_run_cancel.E010",
+                )
+            ]
+        return messages
 
     @property
     def _abortable(self) -> Abortable:
-        for middleware in self.actor.broker.middleware:
+        for middleware in self.broker.middleware:
             if isinstance(middleware, Abortable):
                 return middleware
-        raise LookupError(f"The broker of {self.options['ACTOR']} lacks the middleware Abortable.")
+        raise LookupError(f"The broker of {self.alias!r} lacks the middleware Abortable.")
 
     def _call(self, function: Callable[[], object]) -> None:
-        broker = self.actor.broker
+        broker = self.broker
 
         def call() -> None:
             try:
@@ -65,11 +92,15 @@ class DramatiqBackend(BaseBackend):
 
         call_bounded(call, self.alias, self.timeout)
 
-    def dispatch(self, run: AbstractRun) -> None:
+    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
         """Send the message."""
-        message = self.actor.message(run.run_id).copy(message_id=run.external_id)
+        actor = self.get_task(call.task or self.options["ACTOR"])
+        message = actor.message_with_options(
+            args=(run.run_id, *call.args), kwargs=dict(call.kwargs), **call.options
+        ).copy(message_id=run.external_id, options={DISPATCHED: True})
+        delay = message.options.pop("delay", None)
         try:
-            self._call(lambda: self.actor.broker.enqueue(message))
+            self._call(lambda: actor.broker.enqueue(message, delay=delay))
         except Exception as error:
             raise BackendError(f"Dramatiq: {error}") from error
 
@@ -96,21 +127,7 @@ class DramatiqBackend(BaseBackend):
             outcome = error
         return dict.fromkeys(ids, outcome)
 
-    def check(self, **kwargs: Any) -> list[CheckMessage]:
-        """Check that the broker has ``Abortable`` and, for a deployment, that both answer."""
-        try:
-            self._abortable  # noqa: B018
-        except LookupError as error:
-            return [
-                Error(
-                    str(error),
-                    hint="broker.add_middleware(Abortable(backend=RedisBackend.from_url(…)))",
-                    id="django_run_cancel.E010",
-                )
-            ]
-        return super().check(**kwargs)
-
     def ping(self) -> None:
         """Ask the Redis of ``Abortable``, and connect to RabbitMQ where that is the broker."""
         self._call(lambda: self._abortable.backend.poll("ping"))
-        self._call(lambda: getattr(self.actor.broker, "connection", None))
+        self._call(lambda: getattr(self.broker, "connection", None))

@@ -1,4 +1,4 @@
-"""Runs as processes on this host: each its own session, stopped by SIGTERM, and then by SIGKILL.
+"""Processes on this host, each a session of its own, stopped by SIGTERM and then by SIGKILL.
 
 The external id is in the environment of the process and of all that it starts. That is how they are
 found, whoever started them and whoever has died since; a pid that is used again does not have it.
@@ -13,25 +13,30 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.core.checks import CheckMessage, Error
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
-from django.utils import timezone
 
-from django_run_cancel.backends.base import BackendError, BaseBackend, StopOutcome, StopRequest
+from django_run_cancel.backends.base import (
+    BackendError,
+    BaseBackend,
+    StopOutcome,
+    StopRequest,
+    TaskCall,
+)
+from django_run_cancel.db.clock import DatabaseNow
+from django_run_cancel.db.retry import retry_on_outage
+from django_run_cancel.models import AbstractRun, run_rows
+from django_run_cancel.safe_text import printable
 from django_run_cancel.states import WAITING, RunStatus
-
-if TYPE_CHECKING:
-    from django_run_cancel.models import AbstractRun
 
 MARKER = "RUN_CANCEL_PROCESS"
 """The environment variable with the external id."""
@@ -44,30 +49,14 @@ GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 logger = logging.getLogger("django_run_cancel")
 
 
-def exit_on_sigterm() -> None:
-    """Let SIGTERM raise ``SystemExit`` in the main thread, as ``sys.exit()`` does there.
-
-    Python ends at once by default: ``finally`` is not run, and nobody acknowledges the stop. Call
-    this at the start of a command that is run by this backend. Further SIGTERMs are ignored, so
-    that cleaning up is not interrupted; SIGKILL ends what takes longer than the grace.
-    """
-
-    def end(signum: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        sys.exit(128 + signum)
-
-    signal.signal(signal.SIGTERM, end)
-
-
 class ProcessBackend(BaseBackend):
     """Child processes on this host. Dispatching starts one at once; there is no queue."""
 
-    can_drop_queued = True
     can_stop_running = True
     can_force = True
-    stops_many = True
     required_options = frozenset({"COMMAND"})
     optional_options = frozenset({"CWD", "ENV"})
+    dispatch_options = frozenset({"cwd", "env"})
 
     def __init__(self, alias: str, options: Mapping[str, Any]) -> None:
         super().__init__(alias, options)
@@ -81,11 +70,43 @@ class ProcessBackend(BaseBackend):
                 f"COMMAND of the backend {alias!r} must be a list of strings with {{run_id}} in it."
             )
 
+    def check_call(self, call: TaskCall) -> None:
+        """Check that the command has a place for the task, and that all arguments are texts."""
+        wants_task = any("{task}" in part for part in self.options["COMMAND"])
+        if wants_task != (call.task is not None):
+            raise TypeError(
+                f"COMMAND of the backend {self.alias!r} has {'a' if wants_task else 'no'} {{task}}."
+            )
+        if call.kwargs or not all(isinstance(part, str) for part in call.args):
+            raise TypeError("A process takes positional arguments only, and they must be texts.")
+        super().check_call(call._replace(task=None))
+
     def new_external_id(self, run: AbstractRun) -> str:
         """Return an id that also says on which host, and as which user, the process runs."""
         return f"{uuid.uuid4()}@{_here()}/{os.getuid()}"
 
-    def dispatch(self, run: AbstractRun) -> None:
+    def check(self, **kwargs: Any) -> list[CheckMessage]:
+        """Check that this system has what it takes, and the command."""
+        if not hasattr(os, "pidfd_open") or not os.path.exists("/proc/self/environ"):
+            return [
+                Error(
+                    f"The backend {self.alias!r} needs Linux 5.3 or newer, with /proc.",
+                    hint="Use another backend on this system.",
+                    id="django_run_cancel.E013",
+                )
+            ]
+        program = self.options["COMMAND"][0]
+        if shutil.which(program, path=self.options.get("ENV", {}).get("PATH")) is None:
+            return [
+                Error(
+                    f"The backend {self.alias!r} cannot find the program {program!r}.",
+                    hint="Write its whole path in COMMAND; for Python, sys.executable.",
+                    id="django_run_cancel.E014",
+                )
+            ]
+        return []
+
+    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
         """Start the process, unless it has been started before."""
         # SPT_NOENV: setproctitle would write over the environment that others see.
         marks = {MARKER: run.external_id, "SPT_NOENV": "1"}
@@ -96,9 +117,14 @@ class ProcessBackend(BaseBackend):
                 if started.found:
                     return
             child = subprocess.Popen(  # noqa: S603 - the command is a setting
-                [part.replace("{run_id}", run.run_id) for part in self.options["COMMAND"]],
-                cwd=self.options.get("CWD"),
-                env={**os.environ, **self.options.get("ENV", {}), **marks},
+                [*self._command(run, call), *call.args],
+                cwd=call.options.get("cwd", self.options.get("CWD")),
+                env={
+                    **os.environ,
+                    **self.options.get("ENV", {}),
+                    **call.options.get("env", {}),
+                    **marks,
+                },
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
@@ -107,6 +133,12 @@ class ProcessBackend(BaseBackend):
         # Somebody must wait for it, or it would stay as a zombie.
         name = f"wait for {child.pid}"
         threading.Thread(target=_look_after, args=[child, run], name=name, daemon=True).start()
+
+    def _command(self, run: AbstractRun, call: TaskCall) -> list[str]:
+        return [
+            part.replace("{task}", call.task or "").replace("{run_id}", run.run_id)
+            for part in self.options["COMMAND"]
+        ]
 
     def stop(
         self, requests: Sequence[StopRequest], *, force: bool
@@ -144,34 +176,9 @@ class ProcessBackend(BaseBackend):
             return BackendError(f"{external_id} is a process of another user.")
         return None
 
-    def check(self, **kwargs: Any) -> list[CheckMessage]:
-        """Check that this system has what it takes, and the command."""
-        if not hasattr(os, "pidfd_open") or not os.path.exists("/proc/self/environ"):
-            return [
-                Error(
-                    f"The backend {self.alias!r} needs Linux 5.3 or newer, with /proc.",
-                    hint="Use another backend on this system.",
-                    id="django_run_cancel.E013",
-                )
-            ]
-        program = self.options["COMMAND"][0]
-        if shutil.which(program, path=self.options.get("ENV", {}).get("PATH")) is None:
-            return [
-                Error(
-                    f"The backend {self.alias!r} cannot find the program {program!r}.",
-                    hint="Write its whole path in COMMAND; for Python, sys.executable.",
-                    id="django_run_cancel.E014",
-                )
-            ]
-        return []
-
 
 def _look_after(child: subprocess.Popen[bytes], run: AbstractRun) -> None:
     """Wait for a process, and end its run if that was not even started: nobody else would."""
-    # Not above: a command may want exit_on_sigterm() before Django is set up.
-    from django_run_cancel.attempts import steadily
-    from django_run_cancel.models import run_rows
-
     status = child.wait()
     try:
         if not _ids_of_processes([run.external_id]):
@@ -183,9 +190,13 @@ def _look_after(child: subprocess.Popen[bytes], run: AbstractRun) -> None:
             )
             reason = f"Its process has ended with the exit status {status}, and has not started it."
             values = {"status": RunStatus.FAILED, "failure_reason": reason}
-            steadily(lambda: waiting.update(**values, finished_at=timezone.now()))
+            retry_on_outage(
+                lambda: waiting.update(**values, finished_at=DatabaseNow()), using=waiting.db
+            )
     except Exception:
-        logger.exception("Cannot look after run %s, whose process has ended.", run.run_id)
+        logger.exception(
+            "Cannot look after run %s, whose process has ended.", printable(run.run_id)
+        )
     finally:
         connections.close_all()
 

@@ -1,24 +1,36 @@
-"""Procrastinate: its queue is a table in PostgreSQL."""
+"""Procrastinate, in PostgreSQL: jobs are cancelled or aborted by a statement on their table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from inspect import iscoroutinefunction
 from typing import Any, TypeVar
 
-from django.core.checks import CheckMessage
 from django.utils.functional import cached_property
 from django.utils.module_loading import import_string
-from procrastinate.exceptions import AlreadyEnqueued, JobAborted
+from procrastinate.exceptions import AlreadyEnqueued
+from procrastinate.jobs import JobDeferrer
 from procrastinate.tasks import Task
 
-from django_run_cancel.backends.base import BackendError, BaseBackend, StopOutcome, StopRequest
+from django_run_cancel.backends.base import (
+    BackendError,
+    BaseBackend,
+    StopOutcome,
+    StopRequest,
+    TaskCall,
+)
 from django_run_cancel.backends.bounded import call_database
-from django_run_cancel.exceptions import RunCancelError
+from django_run_cancel.exceptions import UnknownTask
 from django_run_cancel.models import AbstractRun
 
 Result = TypeVar("Result")
+
+DISPATCHED = "run_cancel-"
+"""How the queueing lock of a job begins that ``dispatch()`` has sent: it is the external id."""
+
+TRACKED = "procrastinate-"
+"""How the external id of another job begins, before the id of the job."""
 
 # What procrastinate_cancel_job_v1() does to one job, for many of them, and with an answer.
 STOP = """
@@ -27,73 +39,86 @@ SET abort_requested = true,
     status = CASE status WHEN 'todo' THEN 'cancelled'::procrastinate_job_status ELSE status END
 WHERE id IN (
     SELECT id FROM procrastinate_jobs
-    WHERE status IN ('todo', 'doing') AND queueing_lock = ANY(%(external_ids)s)
+    WHERE status IN ('todo', 'doing')
+        AND (queueing_lock = ANY(%(external_ids)s) OR id = ANY(%(job_ids)s))
     FOR UPDATE SKIP LOCKED
 )
-RETURNING id, queueing_lock, status::text
+RETURNING id, queueing_lock, status::text, task_name
 """
 
 LOCKED = """
-SELECT queueing_lock FROM procrastinate_jobs
-WHERE status IN ('todo', 'doing') AND queueing_lock = ANY(%(external_ids)s)
+SELECT id, queueing_lock FROM procrastinate_jobs
+WHERE status IN ('todo', 'doing')
+    AND (queueing_lock = ANY(%(external_ids)s) OR id = ANY(%(job_ids)s))
     AND NOT id = ANY(%(ids)s)
 """
-
-
-@contextmanager
-def abort_refused() -> Iterator[None]:
-    """Let a job whose run is cancelled, or may not start, end as ``aborted``.
-
-    Procrastinate then neither logs an error nor tries again, whatever ``retry`` says. Around an
-    ``execution``, in functions and in coroutines alike.
-
-    Raises:
-        JobAborted: Instead of any ``RunCancelError``.
-    """
-    try:
-        yield
-    except RunCancelError as refused:
-        raise JobAborted(str(refused)) from refused
 
 
 class ProcrastinateBackend(BaseBackend):
     """Defers a task for each run, and cancels or aborts its job.
 
-    The external id is the queueing lock of the job: unlike its id, it can be chosen.
+    The external id is the queueing lock of the job: unlike its id, it can be chosen. Of a job that
+    an integration tracks it is ``procrastinate-`` and the id of the job.
 
     Options:
-        TASK: Dotted path of the task; its only argument is ``run_id``.
+        TASK: Dotted path of the task of runs that are dispatched without one.
+        APP: Dotted path of the app; by default that of ``TASK``, or of Procrastinate's Django app.
     """
 
-    can_drop_queued = True
-    stops_many = True
-    required_options = frozenset({"TASK"})
+    optional_options = frozenset({"APP"})
+    task_option = "TASK"
+    dispatch_options = frozenset({"lock", "priority", "queue", "schedule_in"})
 
     @cached_property
-    def task(self) -> Task[Any, Any, Any]:
-        """The task, which knows its app."""
-        task: Task[Any, Any, Any] = import_string(self.options["TASK"])
-        return task
+    def app(self) -> Any:
+        """The app, with its connector and its tasks."""
+        if "TASK" in self.options and "APP" not in self.options:
+            return self.get_task(self.options["TASK"]).blueprint
+        return import_string(self.options.get("APP", "procrastinate.contrib.django.app"))
 
     @property
     def can_stop_running(self) -> bool:  # type: ignore[override]
-        """Whether the task is a coroutine: a function can only ask."""
-        return iscoroutinefunction(self.task.func)
+        """Whether the task may be a coroutine: a function can only ask."""
+        if "TASK" not in self.options:
+            return True
+        return iscoroutinefunction(self.get_task(self.options["TASK"]).func)
+
+    def new_external_id(self, run: AbstractRun) -> str:
+        """Return the queueing lock of the job of a run."""
+        return f"{DISPATCHED}{uuid.uuid4()}"
+
+    def get_task(self, name: str) -> Task[Any, Any, Any]:
+        """Return the task with this dotted path."""
+        task = super().get_task(name)
+        if not isinstance(task, Task):
+            raise UnknownTask(self.alias, name)
+        return task
+
+    def check_call(self, call: TaskCall) -> None:
+        """Check the call; Procrastinate passes arguments by keyword only."""
+        super().check_call(call)
+        if call.args or "run_id" in call.kwargs:
+            raise TypeError("Procrastinate takes keyword arguments only; run_id is one of ours.")
+        self._deferrer(call)
+
+    def _deferrer(self, call: TaskCall, external_id: str | None = None) -> JobDeferrer:
+        task = self.get_task(call.task or self.options["TASK"])
+        options: dict[str, Any] = {**call.options, "queueing_lock": external_id}
+        return task.configure(**options)
 
     @property
     def _connector(self) -> Any:
-        app: Any = self.task.blueprint
-        return app.connector.get_sync_connector()
+        return self.app.connector.get_sync_connector()
 
     def _call(self, function: Callable[[], Result]) -> Result:
         using = getattr(self._connector, "alias", None)
         return call_database(function, using, self.alias, self.timeout)
 
-    def dispatch(self, run: AbstractRun) -> None:
+    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
         """Defer the job, unless it waits already."""
-        deferrer = self.task.configure(queueing_lock=run.external_id)
+        deferrer = self._deferrer(call, run.external_id)
         try:
-            self._call(lambda: deferrer.defer(run_id=run.run_id))
+            self._call(lambda: deferrer.defer(**call.kwargs, run_id=run.run_id))
         except AlreadyEnqueued:
             pass
         except Exception as error:
@@ -114,28 +139,39 @@ class ProcrastinateBackend(BaseBackend):
         # What is not found is finished, unknown or on its way, and then its start is refused.
         outcomes: dict[str, StopOutcome | Exception]
         outcomes = dict.fromkeys(external_ids, StopOutcome.TOLD)
-        running = StopOutcome.TOLD if self.can_stop_running else StopOutcome.UNSUPPORTED
         # Of a run that was running, a job that waits is another try, after a worker seemed dead.
         waited = {request.external_id for request in requests if not request.running}
         outcomes |= dict.fromkeys(
-            waited.intersection(row["queueing_lock"] for row in rows), StopOutcome.STOPPED
+            waited.intersection(row["external_id"] for row in rows), StopOutcome.STOPPED
         )
         # A run that was dispatched twice has stopped when neither job is running.
-        outcomes |= {row["queueing_lock"]: running for row in rows if row["status"] == "doing"}
+        outcomes |= {
+            row["external_id"]: self._tell_running(row["task_name"])
+            for row in rows
+            if row["status"] == "doing"
+        }
         return outcomes | dict.fromkeys(locked, BackendError("Somebody has locked its job."))
-
-    def _stop(self, external_ids: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
-        """Return the jobs that were told, and the ids of those that somebody has locked."""
-        query = self._connector.execute_query_all
-        rows = query(STOP, external_ids=external_ids)
-        locked = query(LOCKED, external_ids=external_ids, ids=[row["id"] for row in rows])
-        return rows, [row["queueing_lock"] for row in locked]
-
-    def check(self, **kwargs: Any) -> list[CheckMessage]:
-        """Check that there is such a task, by importing it, and what the base checks."""
-        self.task  # noqa: B018
-        return super().check(**kwargs)
 
     def ping(self) -> None:
         """Look for the table of the jobs."""
         self._call(lambda: self._connector.execute_query("SELECT FROM procrastinate_jobs LIMIT 0"))
+
+    def _tell_running(self, name: str) -> StopOutcome:
+        task = self.app.tasks.get(name)
+        is_coroutine = task is not None and iscoroutinefunction(task.func)
+        return StopOutcome.TOLD if is_coroutine else StopOutcome.UNSUPPORTED
+
+    def _stop(self, external_ids: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
+        """Return the jobs that were told, and the ids of those that somebody has locked."""
+        query = self._connector.execute_query_all
+        numbers = [each.removeprefix(TRACKED) for each in external_ids if each.startswith(TRACKED)]
+        asked = {
+            "external_ids": external_ids,
+            "job_ids": [int(number) for number in numbers if number.isdecimal()],
+        }
+        rows = query(STOP, **asked)
+        locked = query(LOCKED, **asked, ids=[row["id"] for row in rows])
+        for row in (*rows, *locked):
+            tracked = f"{TRACKED}{row['id']}"
+            row["external_id"] = tracked if tracked in external_ids else row["queueing_lock"]
+        return rows, [row["external_id"] for row in locked]

@@ -1,4 +1,4 @@
-"""RQ."""
+"""RQ, on Redis: waiting jobs are cancelled, and by force workers kill running ones."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from rq import Queue
 from rq.command import send_stop_job_command
-from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
+from rq.utils import import_attribute
 
-from django_run_cancel.backends.base import BackendError, BaseBackend, StopOutcome, StopRequest
+from django_run_cancel.backends.base import (
+    BackendError,
+    BaseBackend,
+    StopOutcome,
+    StopRequest,
+    TaskCall,
+)
+from django_run_cancel.exceptions import UnknownTask
 from django_run_cancel.models import AbstractRun
 
 WAITING = set(JobStatus) - {
@@ -26,6 +34,10 @@ WAITING = set(JobStatus) - {
 }
 
 RUNNING = {JobStatus.STARTED}
+
+DISPATCHED = "run_cancel_dispatched"
+"""Key in the ``meta`` of a job that works on a run which exists already, and is no run of its own.
+"""
 
 IDLE = WAITING | {JobStatus.FINISHED}
 """If it was not running. When only a worker is killed, the process that has the job works on as an
@@ -40,17 +52,29 @@ class RQBackend(BaseBackend):
 
     Options:
         URL: Of the Redis with the queue.
-        FUNC: Dotted path of the function; its only argument is the run id.
+        FUNC: Dotted path of the function of runs that are dispatched without one.
         QUEUE: Name of the queue, ``"default"`` by default.
         JOB: More arguments of ``Queue.enqueue()``, such as ``retry``. ``job_timeout`` is -1, none,
             unless it is among them.
     """
 
-    can_drop_queued = True
     can_force = True
-    stops_many = True
-    required_options = frozenset({"URL", "FUNC"})
+    required_options = frozenset({"URL"})
     optional_options = frozenset({"QUEUE", "JOB"})
+    task_option = "FUNC"
+    dispatch_options = frozenset(
+        {
+            "at_front",
+            "depends_on",
+            "description",
+            "failure_ttl",
+            "job_timeout",
+            "meta",
+            "queue",
+            "result_ttl",
+            "ttl",
+        }
+    )
 
     def __init__(self, alias: str, options: Mapping[str, Any]) -> None:
         super().__init__(alias, options)
@@ -63,6 +87,13 @@ class RQBackend(BaseBackend):
                 "escaped, as urllib.parse.quote() does it?"
             ) from None
 
+    def get_task(self, name: str) -> Any:
+        """Return the function with this dotted path, found as RQ's workers do."""
+        try:
+            return import_attribute(name)
+        except (ImportError, ValueError) as error:
+            raise UnknownTask(self.alias, name) from error
+
     @contextmanager
     def _connect(self) -> Iterator[Redis]:
         """Connect anew, and never wait longer than the timeout."""
@@ -74,18 +105,23 @@ class RQBackend(BaseBackend):
         ) as connection:
             yield connection
 
-    def dispatch(self, run: AbstractRun) -> None:
+    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
         """Enqueue the job, unless it is there."""
-        job = {"job_timeout": -1, **self.options.get("JOB", {})}
+        options = {"job_timeout": -1, **self.options.get("JOB", {}), **call.options}
+        queue = options.pop("queue", self.options.get("QUEUE", "default"))
+        options["meta"] = {**(options.get("meta") or {}), DISPATCHED: True}
         try:
-            with self._connect() as connection, suppress(DuplicateJobError):
-                Queue(self.options.get("QUEUE", "default"), connection=connection).enqueue(
-                    self.options["FUNC"],
-                    args=[run.run_id],
-                    job_id=run.external_id,
-                    unique=True,
-                    **job,
-                )
+            with self._connect() as connection:
+                # Not with unique=True, which rq has only since 2.8. A job that two processes
+                # enqueue at the same moment runs once too: execution() refuses the second.
+                if not Job.exists(run.external_id, connection=connection):
+                    Queue(queue, connection=connection).enqueue(
+                        call.task or self.options["FUNC"],
+                        args=[run.run_id, *call.args],
+                        kwargs=dict(call.kwargs),
+                        job_id=run.external_id,
+                        **options,
+                    )
         except Exception as error:
             raise BackendError(f"RQ: {error}") from error
 
@@ -103,16 +139,22 @@ class RQBackend(BaseBackend):
             with self._connect() as connection:
                 jobs = Job.fetch_many(ids, connection)
                 states = {i: _status(job) for i, job in zip(ids, jobs, strict=True)}
-                if force:
-                    states |= self._kill([i for i in ids if states[i] in RUNNING], connection)
+                # First, as a worker whose job is killed takes the next one.
                 for job in jobs:
                     if job is not None and states[job.id] in WAITING:
                         with suppress(InvalidJobOperation):  # cancelled or gone meanwhile
                             job.cancel()
+                if force:
+                    states |= self._kill([i for i in ids if states[i] in RUNNING], connection)
         except Exception as error:  # noqa: BLE001 - of any kind, and the caller goes on
             return dict.fromkeys(ids, error)
         running = {request.external_id for request in requests if request.running}
         return {i: _outcome(status, force, i in running) for i, status in states.items()}
+
+    def ping(self) -> None:
+        """Ask Redis for a sign of life."""
+        with self._connect() as connection:
+            connection.ping()
 
     def _kill(self, ids: list[str], connection: Redis) -> dict[str, JobStatus | None]:
         """Tell the workers, and wait until they say that they have done it."""
@@ -126,11 +168,6 @@ class RQBackend(BaseBackend):
             states |= zip(ids, map(_status, Job.fetch_many(ids, connection)), strict=True)
             ids = [i for i in ids if states[i] in RUNNING]
         return states
-
-    def ping(self) -> None:
-        """Ask Redis for a sign of life."""
-        with self._connect() as connection:
-            connection.ping()
 
 
 def _status(job: Job | None) -> JobStatus | None:
