@@ -1,4 +1,4 @@
-"""Who is asking: an API key in the ``x-api-key`` header, or the session of a logged-in user."""
+"""Authentication by an API key in the ``x-api-key`` header."""
 
 from __future__ import annotations
 

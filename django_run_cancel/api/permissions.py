@@ -1,4 +1,4 @@
-"""What they may do, and to which rows."""
+"""Permissions, and the querysets of runs and cancellations that a request may reach."""
 
 from __future__ import annotations
 
@@ -26,16 +26,22 @@ class MayCancelRuns(BasePermission):
 
     def has_permission(self, request: Request, view: APIView) -> bool:
         """Tell whether the request may go on. Which rows it reaches is another question."""
-        looking = request.method in SAFE_METHODS
+        is_read = request.method in SAFE_METHODS
         if isinstance(request.auth, ApiKey):
-            return looking or not request.auth.read_only
+            return is_read or not request.auth.read_only
         if not (request.user and request.user.is_authenticated):  # the host may have None
             return False
         meta = get_run_model()._meta
         allowed = request.user.has_perm(f"{meta.app_label}.cancel_run")
         return allowed or (
-            looking and request.user.has_perm(f"{meta.app_label}.view_{meta.model_name}")
+            is_read and request.user.has_perm(f"{meta.app_label}.view_{meta.model_name}")
         )
+
+
+def may_force(request: Request) -> bool:
+    """Tell whether a request that may cancel may do so by force: keys may, users if permitted."""
+    permission = f"{get_run_model()._meta.app_label}.force_cancel_run"
+    return isinstance(request.auth, ApiKey) or request.user.has_perm(permission)
 
 
 def visible_runs(request: Request) -> QuerySet[Any]:
@@ -66,5 +72,5 @@ def visible_cancellations(request: Request) -> QuerySet[Cancellation]:
         if settings.SCOPE:
             cancellations = cancellations.filter(requested_by=request.auth.label)
     elif settings.SCOPE:
-        cancellations = cancellations.filter(user=request.user)  # type: ignore[misc]  # never anonymous
+        cancellations = cancellations.filter(user_id=str(request.user.pk))
     return cancellations

@@ -9,16 +9,21 @@ from drf_spectacular.extensions import OpenApiAuthenticationExtension, OpenApiSe
 from drf_spectacular.generators import EndpointEnumerator, SchemaGenerator
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.settings import spectacular_settings
-from drf_spectacular.utils import OpenApiParameter
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+TAGS = [
+    {"name": "Runs", "description": "Cancelling, listing and reading runs."},
+    {"name": "Cancellations", "description": "The record of who cancelled what, and why."},
+]
 
 API_KEY_DESCRIPTION = "API key for authentication."
 
 API_KEY_PARAMETER = OpenApiParameter(
     "x-api-key",
     {
-        # In the form that OpenAPI 3.0 knows too; see upgrade().
+        # In the form that OpenAPI 3.0 knows too; see replace_nullable().
         "anyOf": [{"type": "string"}],
         "nullable": True,
         "description": API_KEY_DESCRIPTION,
@@ -38,20 +43,24 @@ class RunAutoSchema(AutoSchema):
         for parameter in operation.get("parameters", []):
             parameter.setdefault("required", False)
         if not spectacular_settings.OAS_VERSION.startswith("3.0"):
-            upgrade(operation)
+            replace_nullable(operation)
         return operation
 
 
-def described_by(schema: type[AutoSchema]) -> Callable[[T], T]:
-    """Return a decorator for view methods; it goes below ``extend_schema``.
+def describe_operation(**description: Any) -> Callable[[F], F]:
+    """Return a decorator that describes a view method in the document.
 
-    On the method, because a schema on the class is shared by threads, and because hosts need not
-    set ``DEFAULT_SCHEMA_CLASS`` then.
+    The schema is set on the method, because one on the class is shared by threads, and because
+    hosts then need not set ``DEFAULT_SCHEMA_CLASS``.
+
+    Args:
+        **description: The arguments of drf-spectacular's ``extend_schema``.
     """
 
-    def decorate(method: T) -> T:
-        method.kwargs = {"schema": schema}  # type: ignore[attr-defined]  # DRF looks there
-        return method
+    def decorate(method: F) -> F:
+        method.kwargs = {"schema": RunAutoSchema}  # type: ignore[attr-defined]  # DRF looks there
+        decorated: F = extend_schema(**description)(method)
+        return decorated
 
     return decorate
 
@@ -71,6 +80,20 @@ class ContractSerializerExtension(OpenApiSerializerExtension):
         return schema
 
 
+class StrictSerializerExtension(OpenApiSerializerExtension):
+    """Says which objects may have no other properties, and which must have one."""
+
+    target_class = "django_run_cancel.api.bulk_serializers.StrictSerializer"
+    match_subclasses = True
+
+    def map_serializer(self, auto_schema: AutoSchema, direction: Any) -> Any:
+        """Return the component."""
+        schema = auto_schema._map_serializer(self.target, direction, bypass_extensions=True)
+        schema["additionalProperties"] = False
+        schema["minProperties"] = 1
+        return schema
+
+
 class ApiKeyScheme(OpenApiAuthenticationExtension):
     """Describes the key in the header."""
 
@@ -82,7 +105,7 @@ class ApiKeyScheme(OpenApiAuthenticationExtension):
         return {"type": "apiKey", "in": "header", "name": "x-api-key"}
 
 
-class OwnEndpoints(EndpointEnumerator):
+class RunCancelEndpointEnumerator(EndpointEnumerator):
     """Finds the views of this package among the host's."""
 
     def should_include_endpoint(self, path: str, callback: Any) -> bool:
@@ -94,18 +117,27 @@ class OwnEndpoints(EndpointEnumerator):
 class RunCancelSchemaGenerator(SchemaGenerator):
     """Generates a document of these views alone, in OpenAPI 3.1 whatever the host has set."""
 
-    endpoint_inspector_cls = OwnEndpoints
+    endpoint_inspector_cls = RunCancelEndpointEnumerator
 
     def get_schema(self, request: Any = None, public: bool = False) -> Any:
         """Return the document."""
         schema = super().get_schema(request, public)
-        schema["openapi"] = "3.1.0"
-        schema["info"] = {
-            "title": "Run cancellation",
-            "version": "1.0.0",
-            "description": "Cancel runs, and read what was cancelled, by whom and why.",
-        }
-        upgrade(schema)
+        schema.update(
+            openapi="3.1.0",
+            info={
+                "title": "Run cancellation",
+                "version": "1.0.0",
+                "description": "Cancel runs, and read what was cancelled, by whom and why.",
+                "contact": {"name": "django-run-cancel"},
+                "license": {"name": "MIT", "identifier": "MIT"},
+            },
+            # The paths begin at the root of the host, whatever prefix they are below.
+            servers=[{"url": "/"}],
+            tags=TAGS,
+            # Of operations that name none; the published one does not.
+            security=[],
+        )
+        replace_nullable(schema)
         return schema
 
 
@@ -114,7 +146,7 @@ def generate_document(request: Any = None) -> Any:
     return RunCancelSchemaGenerator().get_schema(request, public=True)
 
 
-def upgrade(node: Any) -> None:
+def replace_nullable(node: Any) -> None:
     """Replace ``nullable``, in place, by what OpenAPI 3.1 has instead.
 
     drf-spectacular does it for its own fields according to a global setting, which this package
@@ -122,7 +154,7 @@ def upgrade(node: Any) -> None:
     """
     if isinstance(node, list):
         for item in node:
-            upgrade(item)
+            replace_nullable(item)
     elif isinstance(node, dict):
         if node.get("nullable") is True:
             del node["nullable"]
@@ -131,4 +163,4 @@ def upgrade(node: Any) -> None:
             else:
                 node["type"] = [node["type"], "null"]
         for item in node.values():
-            upgrade(item)
+            replace_nullable(item)

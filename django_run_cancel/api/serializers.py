@@ -1,20 +1,30 @@
-"""The shapes that the API answers with. Strings of the contract stay untranslated."""
+"""Serializers of requests, query parameters, responses and errors, for views and the schema.
+
+The strings of the contract stay untranslated.
+"""
 
 from __future__ import annotations
 
-from datetime import UTC
 from typing import Any
 
-from django.utils.translation import override
-from drf_spectacular.utils import extend_schema_field
-from rest_framework import ISO_8601, serializers
+from rest_framework import serializers
 
-from django_run_cancel.api.parsing import MAX_RUN_IDS
+from django_run_cancel.api.fields import (
+    ChoiceListField,
+    ContextField,
+    FailureReasonField,
+    LocationPartField,
+    RunIdListField,
+    SelectionField,
+    StrictBooleanField,
+    StrictDateTimeField,
+    StrictTextField,
+    UntranslatedTextField,
+    UtcDateTimeField,
+)
+from django_run_cancel.cancellation.arguments import MAX_REASON_LENGTH, MAX_RUN_ID_LENGTH
 from django_run_cancel.models import ApiKey
-from django_run_cancel.states import Source
-
-# No ChoiceField below: drf-spectacular would make it a component that can clash with an enum of
-# the host's.
+from django_run_cancel.states import Outcome, RunStatus, Source, StopState
 
 
 # Base of the components of the contract, which have a title for everything. No docstring here or
@@ -23,38 +33,14 @@ class ContractSerializer(serializers.Serializer[Any]):
     pass
 
 
-@extend_schema_field({"anyOf": [{"type": "string"}, {"type": "integer"}]})
-class PlaceField(serializers.Field[Any, Any, Any, Any]):
-    """A name or an index on the way to an error."""
-
-
-@extend_schema_field({"type": "object"})
-class ContextField(serializers.Field[Any, Any, Any, Any]):
-    """The values that an error's message is made from."""
-
-
-class UtcField(serializers.DateTimeField):
-    """A point in time, shown in UTC and ISO 8601 whatever the host has set."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(format=ISO_8601, default_timezone=UTC, **kwargs)
-
-
-class EnglishField(serializers.CharField):
-    """Words for people, which stay English: clients show them beside their own."""
-
-    def to_representation(self, value: Any) -> str:
-        """Return the words."""
-        with override(None):
-            return str(value)
-
-
 class BulkCancelRunsRequestSerializer(ContractSerializer):
-    run_ids = serializers.ListField(
-        child=serializers.CharField(),
-        max_length=MAX_RUN_IDS,
-        help_text="List of run IDs to cancel",
-    )
+    run_ids = RunIdListField(help_text="List of run IDs to cancel")
+
+
+class BulkCancelRunsBodySerializer(BulkCancelRunsRequestSerializer):
+    """The body as it is read: with a field that the contract does not have."""
+
+    force = StrictBooleanField(required=False, default=False)
 
 
 class BulkCancelRunsResponseSerializer(ContractSerializer):
@@ -67,7 +53,7 @@ class BulkCancelRunsResponseSerializer(ContractSerializer):
 
 
 class ValidationErrorSerializer(ContractSerializer):
-    loc = serializers.ListField(child=PlaceField(), label="Location")
+    loc = serializers.ListField(child=LocationPartField(), label="Location")
     msg = serializers.CharField(label="Message")
     type = serializers.CharField(label="Error Type")
     input = serializers.JSONField(required=False)
@@ -82,12 +68,50 @@ class RunCancelErrorSerializer(serializers.Serializer[Any]):
     """Why a request could not be answered."""
 
     detail = serializers.CharField()
+    hint = serializers.CharField(required=False, help_text="What to do, where that can be said.")
 
 
 class CancelRunRequestSerializer(serializers.Serializer[Any]):
-    reason = serializers.CharField(
-        required=False, allow_blank=True, max_length=2_000, help_text="Why, for people."
+    reason = StrictTextField(
+        required=False, default="", max_length=MAX_REASON_LENGTH, help_text="Why, for people."
     )
+    force = StrictBooleanField(
+        required=False,
+        default=False,
+        help_text="Let executors kill at once what has started, where they can; also when the run "
+        "was cancelled before and is still stopping. Users need the permission force_cancel_run.",
+    )
+
+
+class EmptyBodySerializer(serializers.Serializer[Any]):
+    """A JSON object of which nothing is read."""
+
+
+class IdempotencyKeySerializer(serializers.Serializer[Any]):
+    """The header that makes a repeated request one request."""
+
+    def get_fields(self) -> dict[str, Any]:
+        """Return the one field, whose name is no Python name."""
+        field = StrictTextField(required=False, allow_blank=False, max_length=255)
+        return {"idempotency-key": field}
+
+
+class RunFilterSerializer(serializers.Serializer[Any]):
+    """The filters of the list of runs."""
+
+    status = ChoiceListField(
+        choices=RunStatus.values, required=False, help_text="One of these statuses."
+    )
+    type = StrictTextField(
+        source="run_type", required=False, max_length=MAX_RUN_ID_LENGTH, help_text="Of this type."
+    )
+    parent = StrictTextField(  # type: ignore[assignment]  # DRF takes declared fields off the class
+        required=False,
+        max_length=MAX_RUN_ID_LENGTH,
+        help_text="Direct children of this run id.",
+    )
+    created_after = StrictDateTimeField(required=False, help_text="ISO 8601; this moment or later.")
+    created_before = StrictDateTimeField(required=False, help_text="ISO 8601; before this moment.")
 
 
 class CancellableRunSerializer(serializers.Serializer[Any]):
@@ -99,7 +123,7 @@ class CancellableRunSerializer(serializers.Serializer[Any]):
         help_text="created, queued, running, paused, completed, failed, terminated, timed_out "
         "or cancelled."
     )
-    state = EnglishField(
+    state = UntranslatedTextField(
         source="state_words",
         help_text="The status in words; of a cancelled run also how far its work has stopped, such "
         "as: cancelled, stopping. Programs look at status and stop_state.",
@@ -109,11 +133,13 @@ class CancellableRunSerializer(serializers.Serializer[Any]):
     )
     title = serializers.CharField()
     metadata = serializers.JSONField()
-    created_at = UtcField()
-    queued_at = UtcField(allow_null=True)
-    started_at = UtcField(allow_null=True)
-    finished_at = UtcField(allow_null=True)
-    failure_reason = serializers.CharField()
+    created_at = UtcDateTimeField()
+    queued_at = UtcDateTimeField(allow_null=True)
+    started_at = UtcDateTimeField(allow_null=True)
+    finished_at = UtcDateTimeField(allow_null=True)
+    failure_reason = FailureReasonField(
+        help_text="Why it failed. Of an error, keys read no more than its class, by default."
+    )
     cancellation_id = serializers.CharField(
         source="cancellation.cancellation_id",
         default=None,
@@ -124,7 +150,7 @@ class CancellableRunSerializer(serializers.Serializer[Any]):
         help_text="How the work of a cancelled run ended: never_started, acknowledged, killed or "
         "presumed; stopping until then. Blank while the run is not cancelled."
     )
-    stopped_at = UtcField(allow_null=True)
+    stopped_at = UtcDateTimeField(allow_null=True)
 
 
 class RunCancellationSerializer(serializers.Serializer[Any]):
@@ -133,7 +159,7 @@ class RunCancellationSerializer(serializers.Serializer[Any]):
     cancellation_id = serializers.CharField()
     requested_by = serializers.CharField(help_text="The user, key or program that asked.")
     source = serializers.CharField(  # type: ignore[assignment]  # DRF takes declared fields off the class
-        help_text="api, admin, command, python or bulk."
+        help_text="api, admin, command or python."
     )
     ip_address = serializers.CharField(
         allow_null=True,
@@ -142,13 +168,47 @@ class RunCancellationSerializer(serializers.Serializer[Any]):
     request_id = serializers.CharField(help_text="The X-Request-ID of the request, if any.")
     reason = serializers.CharField()
     force = serializers.BooleanField()
-    requested_at = UtcField()
-    total_count = serializers.IntegerField(help_text="Runs asked for.")
-    cancelled_count = serializers.IntegerField(
-        help_text="Of these, runs that are cancelled now, by this request or an earlier one."
+    requested_at = UtcDateTimeField()
+    state = serializers.CharField(
+        help_text="pending, running, completed, aborted or failed; completed when few runs were "
+        "asked for."
     )
-    failed_count = serializers.IntegerField(help_text="Of these, runs that are not.")
-    cascaded_count = serializers.IntegerField(help_text="Descendants cancelled with them.")
+    finished_at = UtcDateTimeField(
+        allow_null=True, help_text="When the last run of a bulk cancellation was dealt with."
+    )
+    selection = SelectionField(
+        allow_null=True,
+        help_text="Of a bulk cancellation: its filter, or how many run_ids were named.",
+    )
+    total_count = serializers.IntegerField(
+        help_text="Runs asked for; of a filter, runs that matched."
+    )
+    processed_count = serializers.IntegerField(
+        source="progress.processed_count", help_text="Of these, runs that have been dealt with."
+    )
+    cancelled_count = serializers.IntegerField(
+        source="progress.cancelled_count",
+        help_text="Of these, runs that are cancelled now, by this request or an earlier one.",
+    )
+    already_count = serializers.IntegerField(
+        source="progress.already_count", help_text="Of these, runs that were cancelled before."
+    )
+    failed_count = serializers.IntegerField(
+        source="progress.failed_count", help_text="Of these, runs that are not cancelled."
+    )
+    cascaded_count = serializers.IntegerField(
+        source="progress.cascaded_count", help_text="Descendants cancelled with them."
+    )
+    rate = serializers.FloatField(
+        source="progress.rate",
+        allow_null=True,
+        help_text="Of a bulk cancellation: runs dealt with a second.",
+    )
+    estimated_end = UtcDateTimeField(
+        source="progress.estimated_end",
+        allow_null=True,
+        help_text="When a bulk cancellation will have ended at this rate; null unless it runs.",
+    )
 
     def to_representation(self, instance: Any) -> Any:
         """Return what the caller may know."""
@@ -157,6 +217,19 @@ class RunCancellationSerializer(serializers.Serializer[Any]):
         if shown["source"] != Source.API and isinstance(self.context["request"].auth, ApiKey):
             shown |= {"ip_address": None, "request_id": ""}
         return shown
+
+
+class CancellationItemFilterSerializer(serializers.Serializer[Any]):
+    """The filters of the list of items."""
+
+    outcome = ChoiceListField(
+        choices=Outcome.values, required=False, help_text="With one of these outcomes."
+    )
+    stop_state = ChoiceListField(
+        choices=StopState.values,
+        required=False,
+        help_text="Of runs that are in one of these states now.",
+    )
 
 
 class RunCancellationItemSerializer(serializers.Serializer[Any]):
@@ -177,4 +250,4 @@ class RunCancellationItemSerializer(serializers.Serializer[Any]):
         help_text="Whether the handlers of the host were called, in the words of delivery."
     )
     stop_state = serializers.CharField(help_text="As of the run now; blank when it is gone.")
-    stopped_at = UtcField(allow_null=True)
+    stopped_at = UtcDateTimeField(allow_null=True)

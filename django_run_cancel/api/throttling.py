@@ -1,4 +1,4 @@
-"""Rate limits by the scopes ``run_cancel`` and ``run_read``, where the host sets a rate."""
+"""Rate limits by scopes such as ``run_cancel`` and ``run_read``, where the host sets a rate."""
 
 from __future__ import annotations
 

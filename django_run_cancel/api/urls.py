@@ -6,14 +6,20 @@ from typing import Any
 
 from django.urls import URLPattern, path, register_converter
 
-from django_run_cancel.api.document import DocumentView
-from django_run_cancel.api.records import (
+from django_run_cancel.api.cancellation_list_view import CancellationListView
+from django_run_cancel.api.cancellation_views import (
+    AbortCancellationView,
+    CancellationDetailView,
     CancellationItemListView,
-    CancellationListView,
-    CancellationView,
     RetryCancellationView,
 )
-from django_run_cancel.api.views import BulkCancelRunsView, CancelRunView, RunListView, RunView
+from django_run_cancel.api.document_view import DocumentView
+from django_run_cancel.api.run_views import (
+    BulkCancelRunsView,
+    CancelRunView,
+    RunDetailView,
+    RunListView,
+)
 
 
 class AnyIdConverter:
@@ -33,7 +39,7 @@ class AnyIdConverter:
 register_converter(AnyIdConverter, "run_cancel_id")
 
 
-def both(route: str, view: Any, name: str) -> list[URLPattern]:
+def with_and_without_slash(route: str, view: Any, name: str) -> list[URLPattern]:
     """Return the route without a trailing slash and, kept out of the document, with one.
 
     That one comes first, or its slash would be taken for a part of the id.
@@ -46,22 +52,26 @@ def both(route: str, view: Any, name: str) -> list[URLPattern]:
 
 app_name = "django_run_cancel"
 
+RUN_ID = "<run_cancel_id:run_id>"
+CANCELLATION_ID = "<run_cancel_id:cancellation_id>"
+
 urlpatterns = [
     path("openapi.json", DocumentView.as_view(schema=None), name="openapi"),
-    *both("runs/cancel", BulkCancelRunsView, "cancel-runs"),
-    *both("runs/<run_cancel_id:run_id>/cancel", CancelRunView, "cancel-run"),
-    *both("runs", RunListView, "runs"),
-    *both("runs/<run_cancel_id:run_id>", RunView, "run"),
-    *both("cancellations", CancellationListView, "cancellations"),
-    *both(
-        "cancellations/<run_cancel_id:cancellation_id>/items",
-        CancellationItemListView,
-        "cancellation-items",
+    *with_and_without_slash("runs/cancel", BulkCancelRunsView, "cancel-runs"),
+    *with_and_without_slash(f"runs/{RUN_ID}/cancel", CancelRunView, "cancel-run"),
+    *with_and_without_slash("runs", RunListView, "runs"),
+    *with_and_without_slash(f"runs/{RUN_ID}", RunDetailView, "run"),
+    *with_and_without_slash("cancellations", CancellationListView, "cancellations"),
+    *with_and_without_slash(
+        f"cancellations/{CANCELLATION_ID}/items", CancellationItemListView, "cancellation-items"
     ),
-    *both(
-        "cancellations/<run_cancel_id:cancellation_id>/retry",
-        RetryCancellationView,
-        "retry-cancellation",
+    *with_and_without_slash(
+        f"cancellations/{CANCELLATION_ID}/retry", RetryCancellationView, "retry-cancellation"
     ),
-    *both("cancellations/<run_cancel_id:cancellation_id>", CancellationView, "cancellation"),
+    *with_and_without_slash(
+        f"cancellations/{CANCELLATION_ID}/abort", AbortCancellationView, "abort-cancellation"
+    ),
+    *with_and_without_slash(
+        f"cancellations/{CANCELLATION_ID}", CancellationDetailView, "cancellation"
+    ),
 ]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from drf_spectacular.settings import spectacular_settings
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from django_run_cancel.api.base import RunCancelView
+from django_run_cancel.api.generics import RunCancelView
 from django_run_cancel.api.schema import generate_document
 
 
-class DocumentView(RunCancelView):
+class DocumentView(RunCancelView[Any]):
     """Serves the document to whomever the host serves its own to: to anybody by default.
 
     Not drf-spectacular's view: that one puts a query parameter into a header of the answer.
@@ -19,6 +21,6 @@ class DocumentView(RunCancelView):
     permission_classes = spectacular_settings.SERVE_PERMISSIONS
     throttle_classes = ()
 
-    def get(self, request: Request) -> Response:
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Answer with the document."""
         return Response(generate_document(request))
