@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from django_run_cancel.admin.cancelling import CancelRunsAdminMixin
-from django_run_cancel.admin.keys import ApiKeyAdmin
-from django_run_cancel.admin.records import CancellationAdmin, CancellationItemAdmin
+from django_run_cancel.admin.api_keys import ApiKeyAdmin
+from django_run_cancel.admin.cancellations import CancellationAdmin, CancellationItemAdmin
+from django_run_cancel.admin.mixins import CancelRunsAdminMixin
+from django_run_cancel.admin.references import CancelReferencedRunsAdminMixin
 from django_run_cancel.admin.runs import RunAdmin
 
 __all__ = [
     "ApiKeyAdmin",
+    "CancelReferencedRunsAdminMixin",
     "CancelRunsAdminMixin",
     "CancellationAdmin",
     "CancellationItemAdmin",

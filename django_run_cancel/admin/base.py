@@ -1,4 +1,4 @@
-"""What the admin pages share: looking without writing, and lists that stay fast."""
+"""Base classes of the admin pages: read-only, and lists that never read a whole table."""
 
 from __future__ import annotations
 
@@ -84,6 +84,16 @@ class ReadOnlyMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Allow it to nobody."""
         return False
+
+
+class AddressMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
+    """Names and addresses of the pages of a ``ModelAdmin``."""
+
+    def _name(self, page: str) -> str:
+        return f"{self.opts.app_label}_{self.opts.model_name}_{page}"
+
+    def _url(self, page: str, *args: Any) -> str:
+        return reverse(f"admin:{self._name(page)}", args=args, current_app=self.admin_site.name)
 
 
 def starts_with(field: str, text: str) -> Q:

@@ -1,4 +1,4 @@
-"""The form that asks before runs are cancelled, and what is said afterwards."""
+"""The form of the confirmation page, and the messages about the result."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext_lazy
 
-from django_run_cancel.ids import is_storable
-from django_run_cancel.services import MAX_REASON_LENGTH, MAX_RUN_ID_LENGTH, MAX_RUN_IDS
+from django_run_cancel.cancellation.arguments import (
+    MAX_REASON_LENGTH,
+    MAX_RUN_ID_LENGTH,
+    MAX_RUN_IDS,
+)
+from django_run_cancel.models.ids import is_storable
 from django_run_cancel.states import Outcome
 
 
@@ -23,11 +27,24 @@ class ReasonField(forms.CharField):
         return str(super().to_python(value)).replace("\r\n", "\n")
 
 
-class CancelForm(forms.Form):
-    """What the page that asks sends. Whatever the number of runs, they are one field."""
+class AnyJSONField(forms.JSONField):
+    """A JSONField to which whatever is posted is at worst invalid."""
 
-    # The ids, not the filter: what is cancelled is what the page has shown.
-    run_ids = forms.JSONField(widget=forms.HiddenInput)
+    def to_python(self, value: Any) -> Any:
+        """Return the decoded value.
+
+        Raises:
+            ValidationError: It is no JSON, nested too deeply, or holds a number without end.
+        """
+        try:
+            return super().to_python(value)
+        except (RecursionError, ValueError):
+            raise ValidationError(self.error_messages["invalid"], code="invalid") from None
+
+
+class ReasonForm(forms.Form):
+    """What every page sends that asks before it cancels."""
+
     token = forms.CharField(widget=forms.HiddenInput, max_length=64)
     next = forms.CharField(widget=forms.HiddenInput, required=False)
     reason = ReasonField(
@@ -42,10 +59,17 @@ class CancelForm(forms.Form):
         label=gettext_lazy("By force"),
         required=False,
         help_text=gettext_lazy(
-            "Kill at once what has started, where its executor can. It cannot clean up then. "
-            "Otherwise it is asked to stop first."
+            "Kills at once what has started, without letting it clean up, where its executor can; "
+            "otherwise it is asked to stop first."
         ),
     )
+
+
+class CancelForm(ReasonForm):
+    """What the page sends that asks about single runs. Any number of them is one field."""
+
+    # The ids: what is cancelled is what the page has shown.
+    run_ids = AnyJSONField(widget=forms.HiddenInput)
 
     def clean_run_ids(self) -> list[str]:
         """Return the ids.
@@ -61,6 +85,20 @@ class CancelForm(forms.Form):
         if len(run_ids) > MAX_RUN_IDS:
             raise ValidationError(too_many())
         return run_ids
+
+
+class BulkCancelForm(ReasonForm):
+    """What the page sends that asks about all runs of a list."""
+
+    selection = forms.CharField(widget=forms.HiddenInput)
+    everything = forms.BooleanField(
+        label=gettext_lazy("Yes, all active runs: no filter is set"),
+        error_messages={
+            "required": gettext_lazy(
+                "Nothing has been cancelled: please confirm that you mean all."
+            )
+        },
+    )
 
 
 def too_many() -> str:
@@ -88,8 +126,15 @@ RESULTS = (
         messages.INFO,
         "stopping",
         ngettext_lazy(
-            "%d of these had started: cancelled, stopping.",
-            "%d of these had started: cancelled, stopping.",
+            "%d was running and is now stopping.", "%d were running and are now stopping."
+        ),
+    ),
+    (
+        messages.SUCCESS,
+        "forced",
+        ngettext_lazy(
+            "%d run was still stopping. Its executor is told to kill it.",
+            "%d runs were still stopping. Their executors are told to kill them.",
         ),
     ),
     (

@@ -1,12 +1,11 @@
-"""The record in the admin: who cancelled what, when and why, and what happened to each run."""
+"""Cancellations in the admin: who cancelled which runs, when and why, and what came of each."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.db.models import Q, QuerySet
-from django.forms.models import BaseInlineFormSet
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.text import Truncator
@@ -22,22 +21,14 @@ from django_run_cancel.admin.base import (
     searched,
     starts_with,
 )
-from django_run_cancel.admin.cancelling import CancelRunsAdminMixin
-from django_run_cancel.evidence import with_evidence
-from django_run_cancel.ids import CANCELLATION_PREFIX
+from django_run_cancel.admin.cancellation_page import CancellationPageMixin
+from django_run_cancel.admin.mixins import CancelRunsAdminMixin
+from django_run_cancel.admin.search import Searched, SearchMixin
+from django_run_cancel.admin.worker import WorkerWarningMixin
+from django_run_cancel.cancellation.evidence import with_evidence
+from django_run_cancel.delivery.outbox import retry_deliveries
 from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
-from django_run_cancel.outbox import retry_deliveries
 from django_run_cancel.states import Delivery, words_of_status, words_of_stop
-
-if TYPE_CHECKING:
-    _Inline = admin.TabularInline[Any, Any]
-    _FormSet = BaseInlineFormSet[Any, Any, Any]
-else:
-    _Inline = admin.TabularInline
-    _FormSet = BaseInlineFormSet
-
-SHOWN_ITEMS = 100
-"""Items on the page of a cancellation; a link leads to all of them."""
 
 
 class RetryMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
@@ -95,41 +86,11 @@ class ItemColumns(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[m
         return words_of_stop(item.stop_state) or "-"
 
 
-class _ShownItems(_FormSet):
-    def get_queryset(self) -> Any:
-        """Return the first items, in the order of the request."""
-        if not hasattr(self, "_queryset"):
-            items = super().get_queryset().order_by("pk")[:SHOWN_ITEMS]
-            self._queryset = with_evidence(list(items))
-        return self._queryset
-
-
-class CancellationItemInline(ItemColumns, ReadOnlyMixin, _Inline):
-    """What happened to each run."""
-
-    model = CancellationItem
-    formset = _ShownItems
-    fields = (
-        "run",
-        "outcome",
-        "via",
-        "status_before",
-        "work",
-        "delivery",
-        "attempts",
-        "last_error",
-    )
-    readonly_fields = fields
-    classes = ("run-cancel-items",)
-    extra = 0
-
-
 @admin.register(Cancellation)
-class CancellationAdmin(RetryMixin, FastListMixin, ReadOnlyMixin, AnyModelAdmin):
+class CancellationAdmin(
+    RetryMixin, CancellationPageMixin, SearchMixin, FastListMixin, ReadOnlyMixin, AnyModelAdmin
+):
     """Requests to cancel runs."""
-
-    class Media:
-        css: ClassVar[Any] = {"all": ["django_run_cancel/admin.css"]}
 
     list_display = (
         "cancellation_id",
@@ -146,40 +107,31 @@ class CancellationAdmin(RetryMixin, FastListMixin, ReadOnlyMixin, AnyModelAdmin)
     list_filter = ("source", "requested_at")
     ordering = ("-requested_at",)
     sortable_by = ("requested_at",)
-    search_fields = ("cancellation_id",)
-    search_help_text = gettext_lazy("The beginning of a cancellation's id, or a whole run id.")
-    inlines = (CancellationItemInline,)
+    search_fields = ("cancellation_id", "requested_by", "reason")
+    search_help_text = gettext_lazy(
+        "The beginning of a cancellation's id, or a whole run id, as it is written; or words of "
+        "the reason or of who asked."
+    )
+    searched_always = Searched("cancellation_id", "prefix")
+    searched = (Searched("requested_by", "words"), Searched("reason", "words"))
+    newest_by = "requested_at"
+    # What changes is in the summary above, which is kept up to date.
     fieldsets = (
-        (None, {"fields": ("cancellation_id", "requested_at", "reason", "force")}),
         (
             gettext_lazy("Who, and from where"),
-            {"fields": ("requested_by", "user", "source", "ip_address", "request_id", "tenant")},
-        ),
-        (
-            gettext_lazy("What happened"),
             {
                 "fields": (
-                    "total_count",
-                    "cancelled_count",
-                    "failed_count",
-                    "cascaded_count",
-                    "all_items",
+                    *("cancellation_id", "requested_by", "user_id", "source"),
+                    *("ip_address", "request_id", "tenant"),
                 )
             },
         ),
     )
 
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
-    ) -> tuple[QuerySet[Any], bool]:
-        """Find cancellations by the beginning of their id, or by a run."""
-        term = search_term.strip()
-        if CANCELLATION_PREFIX.startswith(term) or term.startswith(CANCELLATION_PREFIX):
-            condition = starts_with("cancellation_id", term)
-        else:
-            of_run = CancellationItem.objects.filter(run_id=term).values("cancellation")
-            condition = Q(pk__in=of_run)
-        return searched(queryset, condition, term)
+    def more_conditions(self, term: str) -> list[Q]:
+        """Find cancellations by a run too."""
+        of_run = CancellationItem.objects.filter(run_id=term).values("cancellation")
+        return [Q(pk__in=of_run)]
 
     def items_of(self, queryset: QuerySet[Any]) -> QuerySet[CancellationItem]:
         """Return the items of selected cancellations."""
@@ -190,17 +142,11 @@ class CancellationAdmin(RetryMixin, FastListMixin, ReadOnlyMixin, AnyModelAdmin)
         """Return the beginning of the reason."""
         return Truncator(record.reason).chars(60)
 
-    @admin.display(description=gettext_lazy("runs"))
-    def all_items(self, record: Cancellation) -> Any:
-        """Return a link to all items, of which the page shows the first."""
-        count = record.total_count + record.cascaded_count
-        text = _("All %(count)d, in a list of their own") % {"count": count}
-        name = "django_run_cancel_cancellationitem_changelist"
-        return link(self.admin_site, text, name, query=f"?cancellation__exact={record.pk}")
-
 
 @admin.register(CancellationItem)
-class CancellationItemAdmin(ItemColumns, RetryMixin, FastListMixin, ReadOnlyMixin, AnyModelAdmin):
+class CancellationItemAdmin(
+    ItemColumns, RetryMixin, WorkerWarningMixin, FastListMixin, ReadOnlyMixin, AnyModelAdmin
+):
     """The runs of all cancellations: what happened to each, and whether its executor was told."""
 
     list_display = (

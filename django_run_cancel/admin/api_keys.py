@@ -14,15 +14,28 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from django_run_cancel.admin.base import AnyModelAdmin
+from django_run_cancel.admin.worker import WorkerWarningMixin, warn_of_worker
 from django_run_cancel.models import ApiKey
+
+# Not in the model: each change of a text would be a migration.
+HELP_TEXTS = {
+    "name": gettext_lazy("Who uses the key. Cancellations record it as who asked."),
+    "tenant": gettext_lazy(
+        "The key reaches the runs of exactly this tenant, and no others. Left blank, it reaches "
+        "the runs that have no tenant: not the runs of all tenants."
+    ),
+    "read_only": gettext_lazy("The key lists and reads runs. It cancels none."),
+    "expires_at": gettext_lazy("When the key stops working. Left blank, it works until revoked."),
+}
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(AnyModelAdmin):
+class ApiKeyAdmin(WorkerWarningMixin, AnyModelAdmin):
     """API keys. What a key may do is settled when it is created."""
 
     class Media:
         css: ClassVar[Any] = {"all": ["django_run_cancel/admin.css"]}
+        js = ("django_run_cancel/new_key.js",)
 
     list_display = (
         "name",
@@ -44,6 +57,12 @@ class ApiKeyAdmin(AnyModelAdmin):
         if obj is None:
             return self.fields
         return (*self.fields, "prefix", "state_label", "created_at", "revoked_at", "last_used_at")
+
+    def get_form(
+        self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
+    ) -> Any:
+        """Return the form, in which each field is explained."""
+        return super().get_form(request, obj, change, **{"help_texts": HELP_TEXTS, **kwargs})
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """Allow nothing but the name to be changed."""
@@ -72,6 +91,7 @@ class ApiKeyAdmin(AnyModelAdmin):
             "row": obj,
             "key": request.new_api_key,  # type: ignore[attr-defined]
         }
+        warn_of_worker(self, request)
         request.current_app = self.admin_site.name
         return TemplateResponse(request, "admin/django_run_cancel/new_key.html", context)
 
@@ -91,6 +111,7 @@ class ApiKeyAdmin(AnyModelAdmin):
                 "rows": rows,
                 "selected": ACTION_CHECKBOX_NAME,
             }
+            warn_of_worker(self, request)
             request.current_app = self.admin_site.name
             return TemplateResponse(request, "admin/django_run_cancel/revoke.html", context)
         for row in rows:

@@ -1,0 +1,88 @@
+"""How runs are shown in the admin: the state as a badge, the id shortened, times and ages."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.utils import formats, timezone
+from django.utils.html import format_html
+from django.utils.translation import gettext as _
+
+from django_run_cancel.states import ACTIVE, WAITING, RunStatus, StopState
+
+ID_LENGTH_THAT_FITS = 16
+"""Longer ids are shortened, in the middle."""
+
+ID_END = 6
+"""Characters of a shortened id after the gap. Ids of runs of the same minute begin alike."""
+
+
+def state_badge(run: Any) -> Any:
+    """Return the state in words, on a ground whose colour goes with it."""
+    return format_html(
+        '<span class="run-cancel-state run-cancel-state-{}">{}</span>',
+        _kind(run.status, run.stop_state),
+        run.state_words,
+    )
+
+
+def _kind(status: str, stop_state: str) -> str:
+    if status == RunStatus.CANCELLED:
+        return "stopping" if stop_state in {"", StopState.STOPPING} else "stopped"
+    if status in WAITING or status == RunStatus.PAUSED:
+        return "waiting"
+    if status in ACTIVE:
+        return "running"
+    return "completed" if status == RunStatus.COMPLETED else "failed"
+
+
+def short_id(run_id: str) -> Any:
+    """Return the beginning and end of an id. All of it appears on hover, and is what is copied."""
+    if len(run_id) <= ID_LENGTH_THAT_FITS:
+        return format_html('<code class="run-cancel-id">{}</code>', run_id)
+    # The style sheet cuts the first part off, so that the text of the element is the whole id.
+    return format_html(
+        '<code class="run-cancel-id" title="{}"><span>{}</span><span>{}</span></code>',
+        run_id,
+        run_id[:-ID_END],
+        run_id[-ID_END:],
+    )
+
+
+def duration(span: timedelta) -> str:
+    """Return a length of time in its largest unit, such as "3 min"."""
+    seconds = max(int(span.total_seconds()), 0)
+    if seconds < 60:
+        return _("%(count)d s") % {"count": seconds}
+    if seconds < 3_600:
+        return _("%(count)d min") % {"count": seconds // 60}
+    if seconds < 86_400:
+        return _("%(count)d h") % {"count": seconds // 3_600}
+    return _("%(count)d d") % {"count": seconds // 86_400}
+
+
+def age(moment: datetime) -> Any:
+    """Return how long ago something was. The time itself appears on hover."""
+    return _time(moment, duration(timezone.now() - moment))
+
+
+def clock(moment: datetime) -> Any:
+    """Return a time to the second; with the date unless it is today. All appears on hover."""
+    local = timezone.localtime(moment)
+    is_today = local.date() == timezone.localtime(timezone.now()).date()
+    text = local.strftime("%H:%M:%S")
+    if not is_today:
+        text = f"{formats.date_format(local, 'SHORT_DATE_FORMAT')} {text}"
+    return _time(moment, text)
+
+
+def _time(moment: datetime, text: str) -> Any:
+    local = timezone.localtime(moment)
+    exact = f"{formats.date_format(local, 'DATE_FORMAT')}, {local:%H:%M:%S}"
+    return format_html('<time datetime="{}" title="{}">{}</time>', moment.isoformat(), exact, text)
+
+
+def heading(run: Any) -> Any:
+    """Return what to call a run: its title or, if it has none, its id."""
+    return run.title or short_id(run.run_id)
