@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from django_run_cancel.management.arguments import duration
 from django_run_cancel.models import ApiKey
+from django_run_cancel.safe_text import printable
 
 
 class Command(BaseCommand):
@@ -56,8 +57,10 @@ class Command(BaseCommand):
         if options["json"]:
             self.stdout.write(json.dumps({**row.as_dict(), "key": key}))
             return
-        whose = f"tenant {row.tenant}" if row.tenant else "runs without a tenant"
-        rights = "read-only" if row.read_only else "may cancel"
-        until = f"until {row.expires_at:%Y-%m-%d %H:%M} UTC" if row.expires_at else "for ever"
-        self.stderr.write(f"Created {row.label} for {whose}: {rights}, {until}.")
+        scope = f"runs of tenant {row.tenant}" if row.tenant else "runs without a tenant"
+        rights = "Read-only." if row.read_only else "May cancel."
+        expires = (
+            f"Expires {row.expires_at:%Y-%m-%d %H:%M} UTC." if row.expires_at else "Never expires."
+        )
+        self.stderr.write(printable(f"Created {row.label}. Scope: {scope}. {rights} {expires}"))
         self.stdout.write(key)

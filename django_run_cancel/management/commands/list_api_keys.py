@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from django_run_cancel.models import ApiKey
+from django_run_cancel.safe_text import printable
 
 COLUMNS = ("prefix", "state", "rights", "tenant", "last_used_at", "expires_at", "name")
 
@@ -39,7 +40,7 @@ class Command(BaseCommand):
 
     def _cells(self, key: dict[str, Any]) -> tuple[str, ...]:
         shown = {**key, "rights": "look" if key["read_only"] else "cancel"}
-        cells = (str(shown[name] or "-") for name in COLUMNS)
+        cells = (printable(str(shown[name] or "-")) for name in COLUMNS)
         # Times to the minute: a table is for people.
         return tuple(
             cell[:16] if name.endswith("_at") else cell

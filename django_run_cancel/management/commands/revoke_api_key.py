@@ -7,7 +7,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_run_cancel.models import ApiKey
-from django_run_cancel.models.keys import PREFIX_LENGTH
+from django_run_cancel.models.api_keys import PREFIX_LENGTH
+from django_run_cancel.safe_text import printable
 
 
 class Command(BaseCommand):
@@ -31,4 +32,4 @@ class Command(BaseCommand):
         if len(keys) > 1:
             raise CommandError(f"Several keys have the prefix {prefix!r}; revoke them in a shell.")
         keys[0].revoke()
-        self.stdout.write(f"Revoked {keys[0].label}.")
+        self.stdout.write(printable(f"Revoked {keys[0].label}."))

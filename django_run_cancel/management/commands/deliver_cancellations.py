@@ -1,29 +1,30 @@
-"""The delivery worker."""
+"""``manage.py deliver_cancellations``: the delivery worker."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import signal
-import threading
 import time
 from typing import Any
 
 from django.core.management.base import BaseCommand
 from django.db import DatabaseError, InterfaceError, connections
 
-from django_run_cancel.delivery import deliver_due
-from django_run_cancel.outbox import queue_size
+from django_run_cancel.delivery.lateness import find_lateness
+from django_run_cancel.delivery.outbox import queue_size
+from django_run_cancel.delivery.step import deliver_due
+from django_run_cancel.management.interrupts import deferred_interrupts
 
 logger = logging.getLogger("django_run_cancel")
 
 
 class Command(BaseCommand):
-    """Tell executors of cancelled runs, until it is told to end."""
+    """Run the delivery worker until SIGTERM or SIGINT."""
 
     help = (
-        "Tells executors to stop cancelled runs, escalates, calls handlers, and dispatches again. "
-        "SIGTERM ends it after the step it is at, a second one at once."
+        "The delivery worker: tells executors to stop cancelled runs, by force after the grace, "
+        "calls handlers, and dispatches runs again whose dispatch has failed. SIGTERM ends it "
+        "after the step it is at, a second one at once."
     )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -52,59 +53,51 @@ class Command(BaseCommand):
     def handle(self, **options: Any) -> None:
         """Do as the options say."""
         if options["queue_size"]:
-            self.stdout.write(" ".join(f"{name}={size}" for name, size in queue_size().items()))
+            late = find_lateness()
+            figures = {
+                **queue_size(),
+                "late_seconds": int(late.duration.total_seconds()) if late else 0,
+            }
+            self.stdout.write(" ".join(f"{name}={figure}" for name, figure in figures.items()))
             return
-        ended: list[int] = []
-        before = {}
-        if threading.current_thread() is threading.main_thread():  # no other gets signals
-            before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+        with deferred_interrupts() as received:
+            self._work(received, options)
 
-        def end(signum: int, frame: object) -> None:
-            ended.append(signum)
-            for each, handler in before.items():
-                signal.signal(each, handler)  # the second one is not for us
-
-        for each in before:
-            signal.signal(each, end)
-        try:
-            self._work(ended, options)
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
-
-    def _work(self, ended: list[int], options: dict[str, Any]) -> None:
+    def _work(self, received: list[int], options: dict[str, Any]) -> None:
         only_some = options["once"] or options["burst"]
         if options["verbosity"] and not only_some:
             self.stdout.write("The delivery worker is running. SIGTERM or Ctrl-C ends it.")
-        away = False
-        while not ended:
+        is_away = False
+        while not received:
             try:
                 report = deliver_due(options["batch_size"])
             except (DatabaseError, InterfaceError):
                 if only_some:
                     raise
-                if not away:
-                    logger.exception("The delivery worker goes on after an error of the database.")
-                away = True
+                if not is_away:
+                    logger.exception(
+                        "The database is away, or fails. The delivery worker tries again."
+                    )
+                is_away = True
                 # Not at each step: it would connect anew each time where CONN_MAX_AGE is 0.
                 connections.close_all()
-                _rest(options["interval"], ended)
+                _rest(options["interval"], received)
                 continue
-            if away:
-                logger.warning("The delivery worker has the database back.")
-            away = False
+            if is_away:
+                logger.warning("The delivery worker reaches the database again.")
+            is_away = False
             if options["verbosity"] > 1 and report:
                 self.stdout.write(str(report))
             if options["once"] or (options["burst"] and not report):
                 return
             if not report:
-                _rest(options["interval"], ended)
+                _rest(options["interval"], received)
 
 
-def _rest(seconds: float, ended: list[int]) -> None:
+def _rest(seconds: float, received: list[int]) -> None:
     # Not on an Event: a handler that sets it could interrupt this thread while it has its lock.
     until = time.monotonic() + seconds
-    while not ended and (left := until - time.monotonic()) > 0:
+    while not received and (left := until - time.monotonic()) > 0:
         time.sleep(min(left, 0.1))
 
 

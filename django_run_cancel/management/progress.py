@@ -1,0 +1,23 @@
+"""A progress bar on terminals, if tqdm is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress(unit: str, total: int | None = None) -> Iterator[Callable[[int], object]]:
+    """Yield a function that takes how many more are done.
+
+    Args:
+        unit: What is counted, in the singular.
+        total: How many there are, if that is known.
+    """
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield int
+        return
+    with tqdm(total=total, unit=unit, disable=None, leave=False) as bar:
+        yield bar.update
