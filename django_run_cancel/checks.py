@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from datetime import timedelta
 from typing import Any
 
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
-from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, router
 from django.db.models import Q, UniqueConstraint
 from django.utils.module_loading import import_string
 
 from django_run_cancel.backends import get_backend
 from django_run_cancel.conf import PREFIX, settings
-from django_run_cancel.models import AbstractRun, Cancellation, CancellationItem, get_run_model
+from django_run_cancel.delivery.lateness import find_lateness
+from django_run_cancel.models import AbstractRun, CancellationItem, get_run_model
+from django_run_cancel.models.database_checks import check_databases  # noqa: F401 - registers it
 from django_run_cancel.states import Delivery
 
 MAX_NUMBER = 1e9
 """Seconds beyond which dates and waiting have an end."""
-
-REPEATABLE = {"repeatable read", "serializable"}
 
 
 @register(Tags.models)
@@ -61,6 +61,20 @@ def _check_run_meta(model: type[AbstractRun]) -> Iterator[CheckMessage]:
             obj=model,
             id="django_run_cancel.E003",
         )
+    table = model._meta.get_field("status").model  # of a subclass with a table of its own: the base
+    present = {tuple(index.fields) for index in table._meta.indexes}
+    missing = [
+        index.fields for index in AbstractRun._meta.indexes if tuple(index.fields) not in present
+    ]
+    if missing:
+        names = ", ".join("(" + ", ".join(fields) + ")" for fields in missing)
+        yield Warning(
+            f"{model._meta.label} lacks indexes of a run model: {names}.",
+            hint="Let its Meta inherit: class Meta(AbstractRun.Meta). If it has indexes of its "
+            "own: indexes = [*AbstractRun.Meta.indexes, …]. Then make migrations.",
+            obj=model,
+            id="django_run_cancel.W012",
+        )
 
 
 @register()
@@ -71,6 +85,7 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
         *_check_scope(),
         *_check_prefixes(),
         *_check_handlers(),
+        *_check_tracking(),
         *_check_numbers(),
         *_check_names(),
     ]
@@ -113,13 +128,31 @@ def _check_handlers() -> Iterator[CheckMessage]:
         )
 
 
+def _check_tracking() -> Iterator[CheckMessage]:
+    patterns = settings.TRACK
+    if not isinstance(patterns, list | tuple) or not all(
+        isinstance(each, str) for each in patterns
+    ):
+        yield Error(
+            f"RUN_CANCEL_TRACK is {patterns!r}, which is no list of patterns.",
+            hint='For example: RUN_CANCEL_TRACK = ["shop.tasks.*"].',
+            id="django_run_cancel.E017",
+        )
+    if settings.DESCRIBE is not None and not _is_callable(settings.DESCRIBE):
+        yield Error(
+            f"RUN_CANCEL_DESCRIBE is {settings.DESCRIBE!r}, which cannot be imported and called.",
+            hint="Set it to the dotted path of a function (name, args, kwargs) -> dict.",
+            id="django_run_cancel.E018",
+        )
+
+
 def _check_numbers() -> Iterator[CheckMessage]:
     seconds = ["POLL_SECONDS", "HEARTBEAT_SECONDS", "GRACE_SECONDS", "PRESUME_SECONDS"]
     if settings.STALLED_SECONDS is not None:
         seconds.append("STALLED_SECONDS")
     wrong = [name for name in seconds if not _is_positive(getattr(settings, name), int | float)]
-    if not _is_positive(settings.MAX_ATTEMPTS, int):
-        wrong.append("MAX_ATTEMPTS")
+    whole = ["MAX_ATTEMPTS", "MAX_TREE", "MAX_LOCK_MS", "MAX_BULK"]
+    wrong += [name for name in whole if not _is_positive(getattr(settings, name), int)]
     for name in wrong:
         yield Error(
             f"{PREFIX}{name} must be a number above 0, and finite.",
@@ -170,69 +203,16 @@ def _check_names() -> Iterator[CheckMessage]:
             )
 
 
-@register()
-def check_databases(**kwargs: Any) -> list[CheckMessage]:
-    """Check the settings of the database that holds the runs; it is not connected to."""
-    try:
-        alias = router.db_for_write(get_run_model())
-        connection = connections[alias]
-    except (LookupError, ValueError, TypeError, AttributeError, ImproperlyConfigured):
-        return []  # reported by check_run_model, or by Django
-    if router.db_for_write(Cancellation) != alias:
-        return [
-            Error(
-                "Runs and their cancellations are routed to different databases, and cannot be "
-                "written in one transaction.",
-                hint=f"Let DATABASE_ROUTERS send the app django_run_cancel to {alias!r} too.",
-                id="django_run_cancel.E007",
-            )
-        ]
-    options = connection.settings_dict.get("OPTIONS", {})
-    if connection.vendor == "sqlite" and options.get("transaction_mode") != "IMMEDIATE":
-        return [
-            Warning(
-                "SQLite transactions that begin DEFERRED fail with 'database is locked' when "
-                "several processes write.",
-                hint=f"Set DATABASES[{connection.alias!r}]['OPTIONS']['transaction_mode'] = "
-                "'IMMEDIATE'.",
-                id="django_run_cancel.W002",
-            )
-        ]
-    if settings.LISTEN and connection.vendor == "postgresql" and not _uses_psycopg_3():
-        return [
-            Warning(
-                "RUN_CANCEL_LISTEN needs psycopg 3; without it, running code only polls.",
-                hint="Type: pip install 'psycopg[binary]'",
-                id="django_run_cancel.W010",
-            )
-        ]
-    level = getattr(options.get("isolation_level"), "name", "")
-    if connection.vendor == "postgresql" and level.replace("_", " ").lower() in REPEATABLE:
-        return [
-            Warning(
-                f"With the isolation level {level} of PostgreSQL, a child that is created while "
-                "its parent is being cancelled can escape.",
-                hint="Leave isolation_level out of the OPTIONS of the database with the runs.",
-                id="django_run_cancel.W003",
-            )
-        ]
-    return []
-
-
-def _uses_psycopg_3() -> bool:
-    from django.db.backends.postgresql import psycopg_any  # nobody else has the driver
-
-    return bool(psycopg_any.is_psycopg3)
-
-
-@register()
+@register(deploy=True)
 def check_schema(**kwargs: Any) -> list[CheckMessage]:
     """Check that no setting of drf-spectacular changes the published contract."""
     chosen = getattr(django_settings, "SPECTACULAR_SETTINGS", {})
     return [
         Warning(
             f"SPECTACULAR_SETTINGS[{name!r}] changes the components of the cancel endpoint.",
-            hint="Switch it off, or clients that are generated from your document will not fit.",
+            hint="Requests and answers stay as they are. For clients that are generated, serve "
+            f"another document: SpectacularAPIView.as_view(custom_settings={{{name!r}: False}}). "
+            "Otherwise: SILENCED_SYSTEM_CHECKS = ['django_run_cancel.W004'].",
             id="django_run_cancel.W004",
         )
         for name in ("COMPONENT_SPLIT_REQUEST", "ENFORCE_NON_BLANK_FIELDS", "CAMELIZE_NAMES")
@@ -271,22 +251,34 @@ def check_deployed_backends(**kwargs: Any) -> list[CheckMessage]:
 
 
 @register(deploy=True)
-def check_failed_deliveries(
+def check_deliveries(
     *, databases: Collection[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Check, if ``check --deploy`` may read the database, whether deliveries have failed."""
+    """Check, if ``check --deploy`` may read the database, what has failed and what is late."""
     alias = router.db_for_write(CancellationItem)
     if alias not in (databases or ()):
         return []
+    if CancellationItem._meta.db_table not in connections[alias].introspection.table_names():
+        return []  # before the first migrate
+    return [*_check_failed_deliveries(alias), *_check_lateness()]
+
+
+def _check_failed_deliveries(alias: str) -> Iterator[CheckMessage]:
     failed = Q(delivery=Delivery.FAILED) | Q(handling=Delivery.FAILED)
-    count = CancellationItem.objects.using(alias).filter(failed).count()
-    if not count:
-        return []
-    return [
-        Warning(
+    if count := CancellationItem.objects.using(alias).filter(failed).count():
+        yield Warning(
             f"{count} cancelled runs have not been delivered to their executor, or not handled.",
             hint="See last_error and handling_error of these items, then: "
             "python manage.py retry_deliveries",
             id="django_run_cancel.W007",
         )
-    ]
+
+
+def _check_lateness() -> Iterator[CheckMessage]:
+    if late := find_lateness():
+        minutes = late.duration // timedelta(minutes=1)
+        yield Warning(
+            f"The delivery worker is {minutes} minutes late with a {late.overdue.value}.",
+            hint="Start it: python manage.py deliver_cancellations",
+            id="django_run_cancel.W013",
+        )
