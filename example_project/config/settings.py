@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import environ  # type: ignore[import-untyped]
+import environ
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -92,7 +92,7 @@ DATABASE_URL: str = env.str("DATABASE_URL", default="") or f"sqlite:///{BASE_DIR
 DATABASES = {"default": database(DATABASE_URL)}
 
 if DATABASES["default"]["ENGINE"] == "django.db.backends.mysql":
-    import pymysql  # type: ignore[import-untyped]
+    import pymysql
 
     pymysql.install_as_MySQLdb()
 

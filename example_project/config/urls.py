@@ -9,7 +9,9 @@ from django.views.generic import RedirectView
 
 urlpatterns = [
     path("v1/", include("django_run_cancel.api.urls")),
-    path("docs/", ApiDocsView.as_view(url_name="django_run_cancel:openapi"), name="docs"),
+    path(
+        "docs/", ApiDocsView.as_view(schema=None, url_name="django_run_cancel:openapi"), name="docs"
+    ),
     path("admin/", admin.site.urls),
     path("", RedirectView.as_view(pattern_name="docs")),
 ]

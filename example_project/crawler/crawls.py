@@ -12,10 +12,10 @@ from django.db import connections, transaction
 
 from crawler.models import Site
 from crawler.pages import find_links, open_page
-from django_run_cancel.dispatch import dispatch
+from django_run_cancel.delivery import dispatch
+from django_run_cancel.execution import Execution, execution
 from django_run_cancel.models import AbstractRun, Run
 from django_run_cancel.states import WAITING, RunType
-from django_run_cancel.worker import Execution, execution
 
 PAGES_AT_ONCE = 20
 MAX_PAGES = 200

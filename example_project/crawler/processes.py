@@ -15,8 +15,7 @@ from typing import Any
 from config import settings
 from django.db.models import Q, QuerySet
 
-from django_run_cancel.backends import get_backend
-from django_run_cancel.backends.base import StopRequest
+from django_run_cancel.backends import StopRequest, get_backend
 from django_run_cancel.states import ACTIVE, StopState
 
 STOP_SECONDS = 5
@@ -68,7 +67,7 @@ def workers(*options: str, folder: Path | None = None) -> Iterator[None]:
         folder: Where their logs go; by default, where the output of this process goes.
     """
     manage = str(settings.BASE_DIR / "manage.py")
-    commands = {"delivery": [manage, "run_cancel_worker", *options]}
+    commands = {"delivery": [manage, "deliver_cancellations", *options]}
     if settings.CELERY_BROKER_URL:
         celery = ("-m", "celery", "-A", "config.celery", "worker", "--loglevel", "WARNING")
         queue = ("-Q", settings.CELERY_TASK_DEFAULT_QUEUE)

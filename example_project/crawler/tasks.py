@@ -5,8 +5,8 @@ from __future__ import annotations
 from celery import shared_task
 
 from crawler.work import work_on
-from django_run_cancel.backends.celery import RunTask
-from django_run_cancel.worker import Execution
+from django_run_cancel.execution import Execution
+from django_run_cancel.integrations.celery import RunTask
 
 
 @shared_task(base=RunTask)  # type: ignore[untyped-decorator]

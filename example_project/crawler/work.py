@@ -6,8 +6,8 @@ import time
 
 from crawler.crawls import CHUNK_BYTES, crawl_site
 from crawler.pages import open_page
+from django_run_cancel.execution import Execution
 from django_run_cancel.states import RunType
-from django_run_cancel.worker import Execution
 
 STUBBORN = "stubborn"
 """A type of run that does not stop when it should. The demo has one, to be killed."""

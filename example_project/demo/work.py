@@ -18,7 +18,7 @@ from crawler.work import STUBBORN
 
 from demo.client import Client, Runs
 from demo.report import POLL_SECONDS, expect, heading, show_answer, wait_until
-from django_run_cancel.dispatch import dispatch
+from django_run_cancel.delivery import dispatch
 from django_run_cancel.models import Run
 
 PAGES = 19
@@ -53,7 +53,7 @@ def start_workers(stack: ExitStack, folder: Path, tenant: str) -> LocalSite:
     stack.enter_context(workers("--interval", str(POLL_SECONDS), folder=folder))
     print(f"Site      {site.url}, with {PAGES} pages that take minutes each")
     print(f"Executor  {settings.CRAWLER_BACKEND}")
-    print("Worker    manage.py run_cancel_worker")
+    print("Worker    manage.py deliver_cancellations")
     return site
 
 

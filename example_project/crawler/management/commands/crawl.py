@@ -7,9 +7,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from crawler.work import work_on
-from django_run_cancel.backends.process import exit_on_sigterm
 from django_run_cancel.exceptions import RunCancelled, RunInProgress
-from django_run_cancel.worker import execution
+from django_run_cancel.execution import execution
+from django_run_cancel.integrations.process import exit_on_sigterm
 
 
 class Command(BaseCommand):

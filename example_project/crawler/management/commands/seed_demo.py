@@ -11,8 +11,8 @@ from django.db import transaction
 
 from crawler.crawls import add_page, create_crawl
 from crawler.models import Site
+from django_run_cancel.cancellation import cancel_runs
 from django_run_cancel.models import Run
-from django_run_cancel.services import cancel_runs
 
 ADMIN = "admin"
 OPERATOR = "operator"

@@ -10,9 +10,10 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 from django.utils import timezone
 
+from django_run_cancel.cancellation import cancel_runs
+from django_run_cancel.cancellation.arguments import MAX_RUN_IDS
 from django_run_cancel.exceptions import RunCancelled
 from django_run_cancel.models import AbstractRun, Run
-from django_run_cancel.services import MAX_RUN_IDS, cancel_runs
 from django_run_cancel.states import TERMINAL, WAITING, RunStatus, RunType, Source
 
 MAX_COUNT = 100_000
