@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,27 +13,66 @@ from django.core.management.commands import flush
 from django.db import connection
 from django.utils import translation
 
+from django_run_cancel.backends import get_backend
 from django_run_cancel.models import ApiKey
-from tests.backends import services
-from tests.browser import tools
+from django_run_cancel.testing import DummyBackend
 from tests.helpers import ApiClient
+from tests.services import IS_MISSING
 
 DATABASES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MariaDB"}
+
+FOLDERS_OF_MARKERS = {"broker": "backends/brokers", "browser": "browser"}
+"""Folders whose tests all need a server or program that ``make test`` does without."""
+
+# Its modules cannot be imported without that package, not even to be deselected.
+collect_ignore = [] if find_spec("playwright") else ["browser"]
 
 PERMISSIONS = {"auth_permission", "django_content_type"}
 
 
+def pytest_configure() -> None:
+    # A shell without job control has what it starts in the background ignore Ctrl+C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker, folder in FOLDERS_OF_MARKERS.items():
+            if item.path.is_relative_to(Path(__file__).parent / folder):
+                item.add_marker(marker)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let processes send logs with lone surrogates, which some tests cause, to each other."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say what the run was against, so that nothing is skipped silently."""
+    """Say what was tested and what was not, so that nothing is left out silently."""
+    stats = terminalreporter.stats
+    passed = {name for report in stats.get("passed", []) for name in report.keywords}
+    missing = {
+        report.longrepr[2].removeprefix("Skipped: ").removesuffix(IS_MISSING)
+        for report in stats.get("skipped", [])
+        if report.longrepr[2].endswith(IS_MISSING)
+    }
     name = DATABASES[connection.vendor]
-    others = ", ".join(sorted(set(DATABASES.values()) - {name}))
-    terminalreporter.write_sep("=", "databases, brokers and browsers")
-    brokers = ", ".join(sorted(services.USED)) or "none"
-    browsers = ", ".join(sorted(tools.USED)) or "none"
-    terminalreporter.write_line(f"Ran against: {name}. Brokers: {brokers}. Browser: {browsers}.")
-    terminalreporter.write_line(f"Not in this run: {others} (set DATABASE_URL, or run .ci/run).")
-    for what in sorted(services.MISSING):
-        terminalreporter.write_line(f"SKIPPED, AND NOT TESTED: what needs {what}.", red=True)
+    ran = [name, *(f"tests marked {marker}" for marker in FOLDERS_OF_MARKERS if marker in passed)]
+    left_out = [other for other in DATABASES.values() if other != name]
+    left_out += [f"tests marked {each}" for each in FOLDERS_OF_MARKERS if each not in passed]
+    terminalreporter.write_sep("=", "what was tested")
+    terminalreporter.write_line(f"Tested: {', '.join(ran)}.")
+    terminalreporter.write_line(
+        f"Not tested: {', '.join(left_out)}."
+        " (DATABASE_URL names another database; make test-all runs all tests; .ci/run everything.)"
+    )
+    for what in sorted(missing):
+        terminalreporter.write_line(f"SKIPPED, AND NOT TESTED: tests that need {what}.", red=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,11 +116,19 @@ def api(secret: str) -> ApiClient:
 
 
 @pytest.fixture
+def dummy(transactional_db: None) -> DummyBackend:
+    backend = get_backend("dummy")
+    assert isinstance(backend, DummyBackend)
+    backend.clear()
+    return backend
+
+
+@pytest.fixture
 def watched(settings: Any) -> Iterator[None]:
     """Look often whether runs are cancelled, and leave nothing behind that looks."""
     settings.RUN_CANCEL_POLL_SECONDS = 0.02
     yield
     for thread in threading.enumerate():
         if thread.name == "run_cancel":
-            thread.join(10)
+            thread.join(120)
             assert not thread.is_alive(), "An execution was entered and not left."

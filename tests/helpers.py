@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from django.db import connection, transaction
+from django.db.models import Model
 from django.http import HttpResponse
 from django.test import Client
 
@@ -55,12 +56,12 @@ def locked_elsewhere(*runs: AbstractRun) -> Iterator[None]:
         with transaction.atomic():
             assert len(rows.filter(pk__in=[run.pk for run in runs])) == len(runs)
             locked.set()
-            done.wait(20)
+            done.wait(120)
         connection.close()
 
     thread = threading.Thread(target=hold)
     thread.start()
-    assert locked.wait(5)
+    assert locked.wait(120)
     try:
         yield
     finally:
@@ -68,12 +69,16 @@ def locked_elsewhere(*runs: AbstractRun) -> Iterator[None]:
         thread.join()
 
 
-@contextmanager
-def unwritable(run: AbstractRun) -> Iterator[None]:
+def unwritable(run: AbstractRun) -> AbstractContextManager[None]:
     """Let a trigger refuse what is written to the row of a run."""
-    table = connection.ops.quote_name(run._meta.db_table)
-    when = f"NEW.run_id = '{run.run_id}'"
-    create = f"CREATE TRIGGER refuse BEFORE UPDATE ON {table} FOR EACH ROW"
+    return refusing(type(run), f"NEW.run_id = '{run.run_id}'")
+
+
+@contextmanager
+def refusing(model: type[Model], when: str, event: str = "UPDATE") -> Iterator[None]:
+    """Let a trigger refuse that some rows of a model are updated or deleted."""
+    table = connection.ops.quote_name(model._meta.db_table)
+    create = f"CREATE TRIGGER refuse BEFORE {event} ON {table} FOR EACH ROW"
     statements = {
         "sqlite": [f"{create} WHEN {when} BEGIN SELECT RAISE(ABORT, 'refused'); END"],
         "mysql": [f"{create} IF {when} THEN SIGNAL SQLSTATE '45000'; END IF"],

@@ -28,6 +28,7 @@ INSTALLED_APPS = [
     "rest_framework",
     "drf_spectacular",
     "django_run_cancel",
+    "tests.reports",
 ]
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -75,10 +76,15 @@ DATABASES = {"default": DATABASE}
 # The executors that live in a database, when they are installed.
 if find_spec("django_tasks_db"):
     INSTALLED_APPS.append("django_tasks_db")
-    TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend", "QUEUES": []}}
+    TASKS_BACKEND = os.environ.get("TASKS_BACKEND", "django_tasks_db.DatabaseBackend")
+    TASKS = {"default": {"BACKEND": TASKS_BACKEND, "QUEUES": []}}
 if find_spec("procrastinate") and DATABASE["ENGINE"].endswith("postgresql"):
     INSTALLED_APPS.append("procrastinate.contrib.django")
-    PROCRASTINATE_IMPORT_PATHS = ["tests.backends.procrastinate_jobs"]
+    PROCRASTINATE_IMPORT_PATHS = [
+        "tests.backends.procrastinate_jobs",
+        "tests.integrations.procrastinate_host",
+    ]
+    PROCRASTINATE_ON_APP_READY = os.environ.get("PROCRASTINATE_ON_APP_READY")
 
 # Of the runs that make_run() makes.
-RUN_CANCEL_BACKENDS = {"dummy": {"BACKEND": "django_run_cancel.backends.dummy.DummyBackend"}}
+RUN_CANCEL_BACKENDS = {"dummy": {"BACKEND": "django_run_cancel.testing.DummyBackend"}}

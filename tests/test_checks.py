@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -8,20 +9,21 @@ from django.core import checks
 from django.db import connection, models
 from django.test import override_settings
 from django.test.utils import isolate_apps
+from django.utils import timezone
 
-from django_run_cancel.backends.base import BaseBackend
+from django_run_cancel.backends import BaseBackend
+from django_run_cancel.cancellation import cancel_runs
 from django_run_cancel.checks import (
     check_backends,
     check_databases,
+    check_deliveries,
     check_deployed_backends,
-    check_failed_deliveries,
     check_run_model,
     check_schema,
     check_settings,
 )
 from django_run_cancel.conf import RunCancelSettings, settings
 from django_run_cancel.models import AbstractRun, CancellationItem
-from django_run_cancel.services import cancel_runs
 from django_run_cancel.states import RunStatus
 from tests.helpers import IS_POSTGRESQL, IS_SQLITE, make_run
 
@@ -40,11 +42,13 @@ def test_checks__nothing_to_find_here() -> None:
 
 def test_checks__are_registered() -> None:
     registered = checks.registry.registry.get_checks()
-    for check in (check_run_model, check_settings, check_databases, check_schema, check_backends):
+    for check in (check_run_model, check_settings, check_databases, check_backends):
         assert check in registered
+    assert check_schema not in registered
     registered = checks.registry.registry.get_checks(include_deployment_checks=True)
+    assert check_schema in registered
     assert check_deployed_backends in registered
-    assert check_failed_deliveries in registered
+    assert check_deliveries in registered
 
 
 @pytest.mark.parametrize(
@@ -85,10 +89,17 @@ def test_run_model__meta_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
             app_label = "tests"
             abstract = False
 
+    class WithoutIndexes(AbstractRun):
+        class Meta(AbstractRun.Meta):
+            app_label = "tests"
+            abstract = False
+            indexes = (*AbstractRun.Meta.indexes[1:], models.Index(fields=["title"]))
+
     for model, expected in (
-        (Bare, ["E003"]),
-        (OnlyPermissions, ["E003"]),
-        (OnlyUnique, ["E003"]),
+        (Bare, ["E003", "W012"]),
+        (OnlyPermissions, ["E003", "W012"]),
+        (OnlyUnique, ["E003", "W012"]),
+        (WithoutIndexes, ["W012"]),
         (Good, []),
     ):
         monkeypatch.setattr("django_run_cancel.checks.get_run_model", lambda model=model: model)
@@ -142,6 +153,9 @@ def test_settings__handlers(handlers: Any) -> None:
         "PRESUME_SECONDS",
         "STALLED_SECONDS",
         "MAX_ATTEMPTS",
+        "MAX_TREE",
+        "MAX_LOCK_MS",
+        "MAX_BULK",
     ],
 )
 def test_settings__numbers(name: str) -> None:
@@ -156,8 +170,13 @@ def test_settings__numbers(name: str) -> None:
     ):
         with override_settings(**{f"RUN_CANCEL_{name}": value}):
             assert found(check_settings) == ["E012"], value
-    with override_settings(RUN_CANCEL_MAX_ATTEMPTS=1.5):
-        assert found(check_settings) == ["E012"]
+
+
+@pytest.mark.parametrize("name", ["MAX_ATTEMPTS", "MAX_TREE", "MAX_LOCK_MS", "MAX_BULK"])
+def test_settings__whole_numbers(name: str) -> None:
+    for value, expected in {1.5: ["E012"], 1: []}.items():
+        with override_settings(**{f"RUN_CANCEL_{name}": value}):
+            assert found(check_settings) == expected
 
 
 def test_settings__numbers_that_do_not_fit_together() -> None:
@@ -188,11 +207,11 @@ def a_backend(path: str, **options: Any) -> Any:
         [],
         {"mine": None},
         {"mine": {}},
-        {"mine": "django_run_cancel.backends.dummy.DummyBackend"},
+        {"mine": "django_run_cancel.testing.DummyBackend"},
         {"mine": {"BACKEND": "nowhere.Backend"}},
         {"mine": {"BACKEND": "django_run_cancel.models.Run"}},
         {"mine": {"BACKEND": "django_run_cancel.states.ACTIVE"}},
-        {"mine": {"BACKEND": "django_run_cancel.backends.dummy.DummyBackend", "URL": 1}},
+        {"mine": {"BACKEND": "django_run_cancel.testing.DummyBackend", "URL": 1}},
     ],
 )
 def test_backends__cannot_be_made(configured: Any) -> None:
@@ -230,14 +249,31 @@ def test_failed_deliveries() -> None:
     cancel_runs([run.run_id], requested_by="tests")
 
     def check() -> list[str]:
-        return found(partial(check_failed_deliveries, databases=["default"]))
+        return found(partial(check_deliveries, databases=["default"]))
 
     assert check() == []
     CancellationItem.objects.update(delivery="failed")
     assert check() == ["W007"]
-    assert found(check_failed_deliveries) == []  # not without leave to read the database
+    assert found(check_deliveries) == []  # not without leave to read the database
     CancellationItem.objects.update(delivery="delivered", handling="failed")
     assert check() == ["W007"]
+
+
+@pytest.mark.django_db
+def test_worker_that_is_down() -> None:
+    run = make_run(RunStatus.RUNNING)
+    cancel_runs([run.run_id], requested_by="tests")
+    CancellationItem.objects.update(next_attempt_at=timezone.now() - timedelta(minutes=12.5))
+    (message,) = check_deliveries(databases=["default"])
+    assert message.id == "django_run_cancel.W013"
+    assert message.msg == "The delivery worker is 12 minutes late with a delivery."
+    assert "deliver_cancellations" in (message.hint or "")
+
+
+@pytest.mark.django_db
+def test_failed_deliveries__before_the_first_migrate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CancellationItem._meta, "db_table", "not_migrated_yet")
+    assert found(partial(check_deliveries, databases=["default"])) == []
 
 
 def test_settings__without_time_zones() -> None:
@@ -255,6 +291,21 @@ def test_databases__listening_without_psycopg_3(monkeypatch: pytest.MonkeyPatch)
         assert found(check_databases) == ["W010"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("TRACK", ["a.*"], []),
+        ("TRACK", "a.*", ["E017"]),
+        ("TRACK", [1], ["E017"]),
+        ("DESCRIBE", "os.path.join", []),
+        ("DESCRIBE", "os.path.nothing", ["E018"]),
+    ],
+)
+def test_settings__of_integrations(name: str, value: Any, expected: list[str]) -> None:
+    with override_settings(**{f"RUN_CANCEL_{name}": value}):
+        assert found(check_settings) == expected
+
+
 class RunsElsewhere:
     def db_for_write(self, model: Any, **hints: Any) -> str | None:
         return None if issubclass(model, AbstractRun) else "elsewhere"
@@ -265,12 +316,37 @@ def test_databases__runs_and_record_apart() -> None:
         assert found(check_databases) == ["E007"]
 
 
+def test_databases__nobody_commits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(connection.settings_dict, "AUTOCOMMIT", False)
+    assert found(check_databases) == ["E016"]
+
+
 if IS_SQLITE:
 
     @pytest.mark.parametrize("mode", [None, "DEFERRED"])
     def test_databases__sqlite_deferred(mode: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(connection.settings_dict["OPTIONS"], "transaction_mode", mode)
         assert found(check_databases) == ["W002"]
+
+
+@pytest.mark.parametrize(
+    ("pool", "expected"),
+    [
+        ({"max_size": 1}, ["W014"]),
+        ({"min_size": 1}, ["W014"]),
+        ({"min_size": 1, "max_size": 2}, []),
+        ({}, []),
+        (True, []),
+        (None, []),
+    ],
+)
+def test_databases__postgresql_pool(
+    pool: Any, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "vendor", "postgresql")
+    with monkeypatch.context() as patch:
+        patch.setitem(connection.settings_dict["OPTIONS"], "pool", pool)
+        assert found(check_databases) == expected
 
 
 @pytest.mark.parametrize(
@@ -296,4 +372,6 @@ def test_databases__postgresql_isolation(
 def test_schema__settings_that_change_the_contract(name: str) -> None:
     with override_settings(SPECTACULAR_SETTINGS={name: True}):
         assert found(check_schema) == ["W004"]
-        assert name in check_schema()[0].msg
+        (message,) = check_schema()
+        assert name in message.msg
+        assert f"custom_settings={{'{name}': False}}" in str(message.hint)

@@ -20,7 +20,7 @@ call_command("makemigrations", check_changes=True, dry_run=True, verbosity=0)
 call_command("check", fail_level="WARNING", databases=["default"])
 call_command("migrate", verbosity=0)
 from django_run_cancel.models import get_run_model
-from django_run_cancel.services import cancel_runs
+from django_run_cancel.cancellation import cancel_runs
 run = get_run_model()._default_manager.create(status="running")
 child = run.create_child(title="child")
 assert cancel_runs([run.run_id], requested_by="host").cancelled == [run.run_id]

@@ -25,19 +25,23 @@ from django.test import Client
 from django.utils import translation
 
 from django_run_cancel.admin import base
+from django_run_cancel.cancellation import cancel_runs
+from django_run_cancel.cancellation.arguments import MAX_RUN_IDS
 from django_run_cancel.models import ApiKey, Cancellation, CancellationItem, get_run_model
-from django_run_cancel.services import MAX_RUN_IDS, cancel_runs
-from django_run_cancel.states import RunStatus, StopState
-from tests import messages
-from tests.admin.helpers import CANCEL, KEYS, LIST, RECORDS, hidden, page_of, text
+from django_run_cancel.states import CancellationState, RunStatus, StopState
+from tests.admin.helpers import CANCEL, KEYS, KILL, LIST, RECORDS, hidden, page_of, text
 from tests.helpers import ApiClient, ids, make_run, make_runs
+from tools import messages
 
 LANGUAGES = [language for language in messages.PLURALS if language != "en"]
 FIX = "run: make messages, translate what it lists, and run it again"
 
 # Words that two languages share.
 SAME = {"API", "Executor", "Python", "Type", "backend", "cascade", "name", "status", "type", "via"}
-SAME |= {"workflow"}
+SAME |= {"workflow", *(f"%(count)d {unit}" for unit in ("s", "min", "h", "d"))}
+SAME |= {"Reports"}  # an app of the tests
+
+EARLY = "2026-01-01T00:00Z"
 
 ITEMS = "/admin/django_run_cancel/cancellationitem/"
 HISTORY = "history/"
@@ -116,11 +120,25 @@ def visit(client: Client) -> Iterator[str]:
     parents = make_runs(2, "running", title="Qparent")
     for parent in parents * 2:
         parent.create_child(title="Qchild")
+    yield get(page_of(parents[0]))
+    CancellationItem.objects.update(next_attempt_at=EARLY, escalates_at=EARLY)
+    yield from map(get, (page_of(stopped[0]), LIST))
+    get_run_model()._base_manager.filter(pk=stopped[0].pk).update(finished_at=EARLY)
+    CancellationItem.objects.update(next_attempt_at=None)
+    yield from map(get, (page_of(stopped[0]), LIST))
     everything = get_run_model()._base_manager.order_by("pk")
     action = {"action": "cancel_selected"}
     page = client.post(LIST, {**action, "_selected_action": [run.pk for run in everything]})
     yield text(page)
     yield get(f"{CANCEL}?run_id=Qunknown")
+    yield get(f"{KILL}?run_id=Qunknown")
+    stubborn = make_run("running", title="Qstubborn")
+    cancel_runs([stubborn.run_id], requested_by="Qsomebody", reason="Qreason")
+    killing = client.get(f"{KILL}?run_id={stubborn.run_id}")
+    yield text(killing)
+    yield text(client.post(KILL, hidden(killing), follow=True))
+    yield get(page_of(stubborn))
+    yield get(page_of(stubborn).replace("change/", HISTORY))
     yield get(f"{CANCEL}?run_id={lonely.run_id}")
     sent = hidden(page)
     sent["run_ids"] += " Qunknown Qunknown2"
@@ -134,6 +152,7 @@ def visit(client: Client) -> Iterator[str]:
     yield text(client.post(CANCEL, hidden(page), follow=True))
     yield text(client.post(LIST, {**action, "_selected_action": "no-key"}, follow=True))
 
+    yield from visit_bulk(client)
     yield from map(get, (RECORDS, f"{RECORDS}?q=Qno", ITEMS))
     for record in Cancellation.objects.all():
         yield get(f"{RECORDS}{record.pk}/change/")
@@ -152,6 +171,27 @@ def visit(client: Client) -> Iterator[str]:
     yield text(client.post(KEYS, revoke, follow=True))
     yield text(client.post(KEYS, revoke, follow=True))
     yield get(f"{KEYS}{key.pk}/{HISTORY}")
+
+
+def visit_bulk(client: Client) -> Iterator[str]:
+    """Yield the pages of a bulk cancellation: before it, while it waits, and when it has failed."""
+    url = f"{LIST}cancel-all/"
+    yield text(client.get(f"{url}?nonsense=1", follow=True))
+    yield text(client.get(f"{url}?tenant=Qtenant"))
+    yield text(client.get(f"{url}?tenant=Qnone"))
+    page = client.get(url)
+    yield text(page)
+    yield text(client.post(url, hidden(page)))
+    yield text(client.post(url, {**hidden(page), "everything": "on"}, follow=True))
+    record = Cancellation.objects.latest("pk")
+    pages = [f"{RECORDS}{record.pk}/{page}/" for page in ("change", "abort", "retry")]
+    for state in CancellationState:
+        Cancellation.objects.filter(pk=record.pk).update(state=state)
+        yield text(client.get(pages[0]))
+    yield from (text(client.get(page)) for page in pages)
+    yield from (text(client.post(page, follow=True)) for page in pages[1:] * 2)
+    record.chunks.update(state="failed", last_error="Q")
+    yield from (text(client.get(page)) for page in pages)
 
 
 def keys(catalog: Catalog) -> set[tuple[Any, str | None]]:
@@ -307,7 +347,9 @@ def test_admin__nothing_left_in_english(chief: Client, monkeypatch: pytest.Monke
         text.strip("\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK} ").removesuffix(":")
         for text in seen["en"] & seen["de"]
     } - of_django
-    data = {"dummy", "job", "Job", "Hostapp", "task", "False"}
+    data = {"dummy", "job", "Job", "Hostapp", "task", "False", "True"}
+    data |= {"python manage.py deliver_cancellations"}
+    data |= {"Pagination job entries"}  # of Django 6.1, untranslated
     # Of the apps of executors.
     data |= {"Task Results", "Tasks Database Backend", "Procrastinate", "Procrastinate jobs"}
     same = {word.lower() for word in SAME}

@@ -9,9 +9,9 @@ import pytest
 from django.db import IntegrityError, connection, models, transaction
 from django.test.utils import CaptureQueriesContext, isolate_apps
 
+from django_run_cancel.cancellation import cancel_runs
 from django_run_cancel.exceptions import RunCancelled, TransitionNotAllowed
 from django_run_cancel.models import AbstractRun, ApiKey, Run, get_run_model
-from django_run_cancel.services import cancel_runs
 from django_run_cancel.states import RunStatus
 from tests.helpers import IS_POSTGRESQL, ApiClient, ids, make_run, make_runs, statuses
 

@@ -17,6 +17,7 @@ from django_run_cancel.models import get_run_model
 RUN = get_run_model()._meta
 LIST = f"/admin/{RUN.app_label}/{RUN.model_name}/"
 CANCEL = f"{LIST}cancel/"
+KILL = f"{LIST}kill/"
 RECORDS = "/admin/django_run_cancel/cancellation/"
 KEYS = "/admin/django_run_cancel/apikey/"
 

@@ -18,10 +18,12 @@ from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
+from django_run_cancel.cancellation import advance_bulk_cancellations
 from django_run_cancel.models import ApiKey, get_run_model
 from tests.helpers import IS_MYSQL, IS_POSTGRESQL, IS_SQLITE, ApiClient
 
 BULK = "/v1/runs/cancel"
+CANCELLATIONS = "/v1/cancellations"
 UNKNOWN = "tsk_" + "0" * 32
 CONTRACT = Path(__file__).parent.parent / "contract"
 
@@ -106,6 +108,21 @@ def logged_in(user: User, **kwargs: Any) -> ApiClient:
 
 def key_client(tenant: str = "", name: str = "tests", **fields: Any) -> ApiClient:
     return ApiClient(ApiKey.issue(name, tenant=tenant, **fields)[1])
+
+
+def start_bulk(client: ApiClient, body: Any, **headers: str) -> Any:
+    """Start a bulk cancellation, and return the record in the answer."""
+    return assert_sound(client.send(CANCELLATIONS, body, **headers), 202)
+
+
+def read_cancellation(client: ApiClient, record: Any) -> Any:
+    return assert_sound(client.get(f"{CANCELLATIONS}/{record['cancellation_id']}"), 200)
+
+
+def finish_bulk() -> None:
+    """Advance all bulk cancellations to their end."""
+    while advance_bulk_cancellations(10):
+        pass
 
 
 def cursor(**tokens: str) -> str:

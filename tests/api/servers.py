@@ -58,7 +58,7 @@ def running(name: str) -> Iterator[int]:
         yield port
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(120)
 
 
 @contextlib.contextmanager
@@ -77,7 +77,7 @@ def runserver() -> Iterator[int]:
 
 
 def wait_for(port: int) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while True:
         try:
             socket.create_connection(("127.0.0.1", port)).close()
@@ -100,7 +100,7 @@ class Connection:
     """Sends bytes as they are, and all of them before it looks for an answer."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=120)
         self.file = self.socket.makefile("rb")
 
     def __enter__(self) -> Connection:

@@ -11,6 +11,7 @@ from django.http import HttpResponse
 from django_run_cancel.models import Cancellation
 from tests.api.helpers import (
     BULK,
+    CANCELLATIONS,
     UNKNOWN,
     assert_sound,
     cursor,
@@ -24,11 +25,12 @@ from tests.helpers import ApiClient, make_run, make_runs, statuses
 
 pytestmark = pytest.mark.django_db
 
-# All of them take a GET, but for the first three.
+# All of them take a GET, but for the first four.
 ENDPOINTS = [
     BULK,
     f"/v1/runs/{UNKNOWN}/cancel",
     "/v1/cancellations/can_1/retry",
+    "/v1/cancellations/can_1/abort",
     "/v1/runs",
     f"/v1/runs/{UNKNOWN}",
     "/v1/cancellations",
@@ -36,7 +38,7 @@ ENDPOINTS = [
     "/v1/cancellations/can_1/items",
     "/v1/openapi.json",
 ]
-POSTS, GETS = ENDPOINTS[:3], ENDPOINTS[3:]
+POSTS, GETS = ENDPOINTS[:4], ENDPOINTS[4:]
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,7 @@ POSTS, GETS = ENDPOINTS[:3], ENDPOINTS[3:]
 def test_method__not_allowed(method: str, api: ApiClient) -> None:
     for path in ENDPOINTS:
         allowed = "POST" if path in POSTS else "GET, HEAD"
+        allowed += ", POST" if path == CANCELLATIONS else ""
         for slash in ("", "/") if path != "/v1/openapi.json" else ("",):
             response = api.generic(method, path + slash)
             if method in allowed:
@@ -89,6 +92,7 @@ QUERIES = {
     "bytes that are no text": "type=%ff&parent=%ed%a0%80&status=%fe",
     "broken percent": "type=%&parent=%zz&a=%",
     "unescaped": 'type="<>\\^`{|}\u00e9\U0001f980',
+    "statuses as in forms": "status[0]x=1&status[1]=queued",
     "brackets": "type[]=1&[=]&]=[",
     "long": "type=" + "x" * 20_000,
     "long name": "x" * 20_000,

@@ -38,6 +38,10 @@ def shape(response: HttpResponse, run_id: str) -> tuple[int, str, dict[str, str]
         ("POST", "/v1/runs/{}/cancel", None),
         ("POST", "/v1/runs/{}/cancel", {"reason": "why"}),
         ("POST", BULK, "{}"),
+        ("POST", "/v1/cancellations", "{}"),
+        ("POST", "/v1/cancellations", "{}, dry_run"),
+        ("POST", "/v1/cancellations", {"filter": {"parent": ""}}),
+        ("POST", "/v1/cancellations", {"filter": {"ancestor": ""}}),
     ],
 )
 def test_run__foreign_is_like_unknown(method: str, path: str, body: Any, status: str) -> None:

@@ -68,6 +68,25 @@ def test_user__permissions(
     assert statuses(run) == ["cancelled" if may_cancel else "queued"]
 
 
+@pytest.mark.parametrize(
+    ("permissions", "allowed"),
+    [
+        (["cancel_run"], False),
+        (["force_cancel_run"], False),
+        (["cancel_run", "force_cancel_run"], True),
+    ],
+)
+def test_user__force(permissions: list[str], allowed: bool) -> None:
+    client = logged_in(make_user(*permissions))
+    for path in ("/v1/runs/{run_id}/cancel", BULK):
+        run = make_run("running")
+        sent = {"run_ids": [run.run_id], "force": True}
+        answer = client.send(path.format(run_id=run.run_id), sent)
+        body = assert_sound(answer, 200 if allowed else 403)
+        assert allowed or body == {"detail": "You may not do this"}
+        assert statuses(run) == ["cancelled" if allowed else "running"]
+
+
 def test_user__permission_on_another_model() -> None:
     """Only the permission of the run model in use counts."""
     user = make_user()

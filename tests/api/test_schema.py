@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from django.core.management import call_command
@@ -18,7 +19,7 @@ from drf_spectacular.settings import spectacular_settings
 from drf_spectacular.validation import validate_schema
 from rest_framework.permissions import IsAuthenticated
 
-from django_run_cancel.api.document import DocumentView
+from django_run_cancel.api.document_view import DocumentView
 from tests.api.helpers import CONTRACT, assert_sound, key_client, logged_in, make_user
 
 COMPONENTS = [
@@ -30,6 +31,7 @@ COMPONENTS = [
 PATHS = {
     "/v1/cancellations",
     "/v1/cancellations/{cancellation_id}",
+    "/v1/cancellations/{cancellation_id}/abort",
     "/v1/cancellations/{cancellation_id}/items",
     "/v1/cancellations/{cancellation_id}/retry",
     "/v1/runs",
@@ -74,6 +76,27 @@ def test_document__contract() -> None:
     assert_contract(document)
     validate_schema(document)
     assert set(document["paths"]) == PATHS
+
+
+def test_document__bulk_cancellations() -> None:
+    """No component has properties that requests may not have, and each example is valid."""
+    document = served()
+    schemas = document["components"]["schemas"]
+    for name in ("BulkCancellationRequest", "RunSelection"):
+        assert schemas[name]["additionalProperties"] is False
+    operation = document["paths"]["/v1/cancellations"]["post"]
+    described = [
+        operation["requestBody"]["content"]["application/json"],
+        *(
+            operation["responses"][status]["content"]["application/json"]
+            for status in ("200", "202")
+        ),
+    ]
+    for content in described:
+        resolver = {"components": document["components"], **content["schema"]}
+        assert content["examples"]
+        for example in content["examples"].values():
+            jsonschema.validate(example["value"], resolver)
 
 
 @pytest.mark.django_db

@@ -1,4 +1,4 @@
-"""Rates by the scopes run_cancel and run_read."""
+"""Rates by the scopes run_cancel, run_cancel_bulk and run_read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from rest_framework.throttling import BaseThrottle
 
+from django_run_cancel.models import Cancellation
 from tests.api.helpers import BULK, assert_sound, key_client, logged_in, make_user
 from tests.helpers import ApiClient, make_run, statuses
 
@@ -47,6 +48,18 @@ def test_throttle__read(settings: Any) -> None:
     assert_sound(client.get("/v1/openapi.json"), 200)  # is never limited
 
 
+def test_throttle__bulk_cancellations(settings: Any) -> None:
+    set_rates(settings, run_cancel_bulk="2/hour", run_cancel="1/hour")
+    client = key_client()
+    for more, status in (({"dry_run": True}, 200), ({}, 202), ({"dry_run": True}, 429), ({}, 429)):
+        response = client.send("/v1/cancellations", {"run_ids": ["tsk_1"], **more})
+        assert_sound(response, status)
+    assert_sound(client.get("/v1/cancellations"), 200)
+    # Ending one is not counted with starting one.
+    path = f"/v1/cancellations/{Cancellation.objects.get().cancellation_id}/abort"
+    assert [client.send(path, "").status_code for _ in range(2)] == [200, 429]
+
+
 def test_throttle__users_are_counted_one_by_one(settings: Any) -> None:
     set_rates(settings, run_cancel="1/hour")
     ann, bob = (logged_in(make_user("cancel_run", name=name)) for name in ("ann", "bob"))
@@ -76,7 +89,7 @@ class NoWait(BaseThrottle):
 
 
 def test_throttle__unknown_wait(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("django_run_cancel.api.views.RunListView.throttle_classes", (NoWait,))
+    monkeypatch.setattr("django_run_cancel.api.run_views.RunListView.throttle_classes", (NoWait,))
     response = api.get("/v1/runs")
     assert_sound(response, 429)
     assert response["Retry-After"] == "1"

@@ -24,7 +24,9 @@ pytestmark = pytest.mark.django_db(transaction=True)
 REQUESTS = [
     ("POST", BULK),
     ("POST", "/v1/runs/tsk_1/cancel"),
+    ("POST", "/v1/cancellations"),
     ("POST", "/v1/cancellations/can_1/retry"),
+    ("POST", "/v1/cancellations/can_1/abort"),
     ("GET", "/v1/runs"),
     ("GET", "/v1/runs/tsk_1"),
     ("GET", "/v1/cancellations"),

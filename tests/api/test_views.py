@@ -241,10 +241,17 @@ def test_cancellation__detail(api: ApiClient) -> None:
         "request_id": "",
         "reason": "why",
         "force": False,
+        "state": "completed",
+        "finished_at": None,
+        "selection": None,
         "total_count": 1,
+        "processed_count": 1,
         "cancelled_count": 1,
+        "already_count": 0,
         "failed_count": 0,
         "cascaded_count": 0,
+        "rate": None,
+        "estimated_end": None,
     }
 
 
@@ -326,3 +333,67 @@ def test_retry__not_for_everybody() -> None:
     assert CancellationItem.objects.get().delivery == "failed"
     assert_sound(acme.send(path, "{}"), 200)
     assert CancellationItem.objects.get().delivery == "pending"
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("ValueError: no host db7.internal", "ValueError: see the log"),
+        ("app.errors.QuotaExceeded: tenant b", "app.errors.QuotaExceeded: see the log"),
+        ("TimeoutError", "TimeoutError: see the log"),
+        ("No sign of life for 60 seconds.", "No sign of life for 60 seconds."),
+        ("Disk full: free some space", "Disk full: free some space"),
+        ("", ""),
+    ],
+)
+def test_run__what_keys_read_of_errors(
+    reason: str, shown: str, api: ApiClient, settings: Any
+) -> None:
+    run = make_run("failed", failure_reason=reason)
+    user = logged_in(make_user("cancel_run"))
+
+    def read(client: Any) -> Any:
+        return client.get(f"/v1/runs/{run.run_id}").json()["failure_reason"]
+
+    assert read(api) == shown
+    assert read(user) == reason
+    settings.RUN_CANCEL_EXPOSE_ERRORS = True
+    assert read(api) == reason
+
+
+@pytest.mark.parametrize("path", ["/v1/runs/{run_id}/cancel", BULK])
+class TestForce:
+    def send(self, api: ApiClient, path: str, run: Any, **body: Any) -> Any:
+        return api.send(path.format(run_id=run.run_id), {"run_ids": [run.run_id], **body})
+
+    def test_after_a_polite_cancellation(self, api: ApiClient, path: str) -> None:
+        run = make_run("running")
+        polite = self.send(api, path, run).json()
+        item = CancellationItem.objects.get()
+        CancellationItem.objects.update(delivery="delivered", next_attempt_at=None)
+        again = self.send(api, path, run, force=False)
+        assert CancellationItem.objects.filter(pk=item.pk, delivery="delivered", force=False)
+        forced = self.send(api, path, run, force=True)
+        assert assert_sound(forced, 200) == again.json() == polite
+        assert CancellationItem.objects.filter(pk=item.pk, delivery="pending", force=True)
+        record = Cancellation.objects.get(cancellation_id=forced["Cancellation-Id"])
+        assert (record.force, record.items.get().outcome) == (True, "already_cancelled")
+
+    def test_of_another_tenant(self, api: ApiClient, path: str) -> None:
+        run = make_run("running", tenant="theirs")
+        run.cancel(requested_by="them")
+        self.send(api, path, run, force=True)
+        assert not CancellationItem.objects.filter(run_id=run.run_id, outcome="cancelled", force=1)
+
+    @pytest.mark.parametrize("sent", ["true", 1, 0, None, [], {}])
+    def test_no_boolean(self, api: ApiClient, path: str, sent: Any) -> None:
+        run = make_run("running")
+        answer = assert_sound(self.send(api, path, run, force=sent), 422)
+        (entry,) = answer["detail"]
+        assert entry == {
+            "type": "bool_type",
+            "loc": ["body", "force"],
+            "msg": "Input should be a valid boolean",
+            "input": sent,
+        }
+        assert statuses(run) == ["running"]

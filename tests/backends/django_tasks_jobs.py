@@ -6,8 +6,8 @@ from datetime import timedelta
 
 from django.utils import timezone
 
-from django_run_cancel.worker import execution
-from tests.backends import jobs
+from django_run_cancel.execution import execution
+from django_run_cancel.testing import jobs
 
 try:
     from django.tasks import task
@@ -19,9 +19,15 @@ except ImportError:  # Django 5.2
 def crawl(run_id: str) -> None:
     try:
         with execution(run_id, requeue_on=lambda _: jobs.has_tries_left(run_id)) as current:
-            jobs.body(current)
-    except jobs.Oops:
+            jobs.run_job(current)
+    except jobs.JobFailed:
         # Django Tasks know no retries.
         if not jobs.has_tries_left(run_id):
             raise
         crawl.using(run_after=timezone.now() + timedelta(seconds=1)).enqueue(run_id)
+
+
+@task
+def crawl_page(run_id: str, page: str) -> None:
+    with execution(run_id):
+        jobs.trace(run_id, f"page {page}")

@@ -14,28 +14,28 @@ from pathlib import Path
 
 import django
 
-from django_run_cancel.backends.process import exit_on_sigterm
-from tests.backends.jobs import FOLDER, Oops, body, has_tries_left
+from django_run_cancel.integrations.process import exit_on_sigterm
 
 
 def main(run_id: str) -> None:
     from django_run_cancel.exceptions import RunCancelled
-    from django_run_cancel.worker import execution
+    from django_run_cancel.execution import execution
+    from django_run_cancel.testing import jobs
 
-    folder = Path(os.environ[FOLDER])
+    folder = Path(os.environ[jobs.TRACE_FOLDER])
     while True:
         while not (folder / "online").exists():
             time.sleep(0.02)
         try:
             with (folder / "turn").open("w") as turn:
                 fcntl.flock(turn, fcntl.LOCK_EX)
-                with execution(run_id, requeue_on=lambda _: has_tries_left(run_id)) as run:
-                    body(run)
+                with execution(run_id, requeue_on=lambda _: jobs.has_tries_left(run_id)) as run:
+                    jobs.run_job(run)
             return
         except RunCancelled:
             return
-        except Oops:
-            if not has_tries_left(run_id):
+        except jobs.JobFailed:
+            if not jobs.has_tries_left(run_id):
                 return
             time.sleep(1)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import platform
@@ -19,19 +20,19 @@ import pytest
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from django_run_cancel.backends import process
-from django_run_cancel.backends.base import BackendError, StopOutcome, StopRequest
-from django_run_cancel.backends.process import MARKER, ProcessBackend, exit_on_sigterm
-from django_run_cancel.delivery import deliver_due
-from django_run_cancel.dispatch import dispatch
+from django_run_cancel.backends import StopOutcome, StopRequest, TaskCall, process
+from django_run_cancel.backends.base import BackendError
+from django_run_cancel.backends.process import MARKER, ProcessBackend
+from django_run_cancel.cancellation import cancel_runs
+from django_run_cancel.delivery import deliver_due, dispatch
+from django_run_cancel.integrations.process import exit_on_sigterm
 from django_run_cancel.models import CancellationItem, get_run_model
-from django_run_cancel.services import cancel_runs
 from django_run_cancel.states import RunStatus
-from tests.api.servers import database_url
-from tests.backends.contract import ALIAS, BackendContract, Harness, wait_until
-from tests.backends.jobs import FOLDER
+from django_run_cancel.testing import wait_until
+from django_run_cancel.testing.conformance import ALIAS, BackendConformance, Harness
+from django_run_cancel.testing.jobs import TRACE_FOLDER
+from tests.delivery.helpers import pass_time
 from tests.helpers import make_run, statuses
-from tests.test_delivery import pass_time
 
 if not hasattr(os, "pidfd_open"):
     pytest.skip("The process backend needs Linux", allow_module_level=True)
@@ -45,11 +46,7 @@ class ProcessHarness(Harness):
     def options(self) -> dict[str, Any]:
         return {
             "COMMAND": [sys.executable, "-m", "tests.backends.process_jobs", "{run_id}"],
-            "ENV": {
-                FOLDER: str(self.folder),
-                "DATABASE_URL": database_url(),
-                "DJANGO_SETTINGS_MODULE": "tests.backends.worker_settings",
-            },
+            "ENV": self.worker_environment(),
         }
 
     def online(self) -> None:
@@ -57,31 +54,29 @@ class ProcessHarness(Harness):
 
     def kill(self) -> None:
         (self.folder / "online").unlink(missing_ok=True)
-        for pid in pids_of(FOLDER, str(self.folder)):
+        for pid in pids_of(TRACE_FOLDER, str(self.folder)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not pids_of(FOLDER, str(self.folder)), "the end of the processes")
+        wait_until(lambda: not pids_of(TRACE_FOLDER, str(self.folder)), "the end of the processes")
 
 
-class TestProcess(BackendContract):
+class TestProcess(BackendConformance):
     harness_class = ProcessHarness
 
     def test_job_that_waits_although_its_run_was_running(self, harness: Harness) -> None:
         """There is none: the process starts at once, and is all there is."""
-        (run,) = self.send("short")
+        (run,) = self.send("returns")
         assert self.told(run, running=True) == [StopOutcome.STOPPED]
 
-    def is_killed(self, *arguments: str) -> None:
+    def kill_midway(self, *arguments: str) -> None:
         """Let another process of ours do something, and die in the middle of it."""
         killed = subprocess.run(
-            [sys.executable, "-m", "tests.backends.killed", *arguments],
+            [sys.executable, "-m", "tests.backends.kill_midway", *arguments],
             env={
-                **os.environ,
+                **self.executor.worker_environment(),
                 "BACKENDS": json.dumps(settings.RUN_CANCEL_BACKENDS),
-                "DATABASE_URL": database_url(),
-                "DJANGO_SETTINGS_MODULE": "tests.backends.worker_settings",
             },
-            timeout=30,
+            timeout=120,
         )
         assert killed.returncode == -signal.SIGKILL
 
@@ -95,8 +90,8 @@ class TestProcess(BackendContract):
     def test_who_dispatches_is_killed(self, harness: Harness, when: str, step: str) -> None:
         """The run is started all the same, and only once."""
         harness.kill()
-        run = make_run("created", backend="", external_id="", title="short")
-        self.is_killed("dispatch", when, step, run.run_id)
+        run = make_run("created", backend="", external_id="", title="returns")
+        self.kill_midway("dispatch", when, step, run.run_id)
         run.refresh_from_db()
         before = pids_of(MARKER, run.external_id)
         assert (run.status, len(before)) == (RunStatus.QUEUED, int(when == "after"))
@@ -112,17 +107,17 @@ class TestProcess(BackendContract):
     @pytest.mark.parametrize(
         ("when", "step"),
         [
-            ("after", "delivery.claim"),
+            ("after", "delivery.outbox.claim_due"),
             ("after", "backends.process.ProcessBackend.stop"),
-            ("before", "delivery._record"),
+            ("before", "delivery.outbox.record"),
         ],
     )
     def test_who_delivers_is_killed(self, harness: Harness, when: str, step: str) -> None:
         """The run is stopped all the same, and how is known."""
         harness.online()
-        run = self.started("deaf")
+        run = self.started("never_checks")
         self.cancel(run)
-        self.is_killed("deliver_due", when, step)
+        self.kill_midway("deliver_due", when, step)
         pass_time(61)  # the claim of who has died is void
         deliver_due()
         wait_until(lambda: not pids_of(MARKER, run.external_id), "the end of the process")
@@ -133,7 +128,10 @@ class TestProcess(BackendContract):
 
     def test_from_dispatch_to_evidence(self, harness: Harness) -> None:
         harness.online()
-        polite, stubborn = make_run("created", title="asks"), make_run("created", title="stubborn")
+        polite, stubborn = (
+            make_run("created", title="checks"),
+            make_run("created", title="swallows_exceptions"),
+        )
         for run in (polite, stubborn):
             dispatch(run, ALIAS)
             wait_until(lambda: "started" in self.trace(run), "the body")  # noqa: B023
@@ -145,6 +143,21 @@ class TestProcess(BackendContract):
         assert deliver_due().escalated == 1
         assert self.stop_state(stubborn) == "killed"
         assert "left" not in self.trace(stubborn)
+
+    def test_force_after_a_polite_cancellation(self, harness: Harness) -> None:
+        harness.online()
+        run = make_run("created", title="swallows_exceptions")
+        dispatch(run, ALIAS)
+        wait_until(lambda: "started" in self.trace(run), "the body")
+        run.cancel(requested_by="tests")
+        assert deliver_due().delivered == 1
+        assert (self.stop_state(run), bool(pids_of(MARKER, run.external_id))) == ("stopping", True)
+        assert run.cancel(requested_by="chief", force=True).cancelled == [run.run_id]
+        assert deliver_due().delivered == 1
+        assert self.stop_state(run) == "killed"
+        assert pids_of(MARKER, run.external_id) == []
+        assert "left" not in self.trace(run)
+        assert not deliver_due()
 
 
 def pids_of(name: str, value: str) -> list[int]:
@@ -223,22 +236,24 @@ def test_orphans_are_found_when_the_first_process_has_died() -> None:
     assert job.pids == []
 
 
-def test_main_thread_has_ended_before_others() -> None:
+def test_main_thread_has_ended_before_others(tmp_path: Path) -> None:
     """As after pthread_exit() in main(); the process itself shows no environment any more."""
     leave = {"x86_64": 60, "aarch64": 93}[platform.machine()]
     executor = backend(
         *(sys.executable, "-c"),
-        "import ctypes, threading, time\n"
+        "import ctypes, pathlib, threading, time\n"
         "threading.Thread(target=time.sleep, args=[60]).start()\n"
+        f"while not pathlib.Path('{tmp_path}/leave').exists(): time.sleep(0.01)\n"
         f"ctypes.CDLL(None).syscall({leave}, 0)  # {{run_id}}",
     )
     job = Job(executor)
     job.start(executor)
     (pid,) = job.pids
+    (tmp_path / "leave").touch()
     wait_until(lambda: job.pids == [], "the end of the main thread")
     assert os.path.exists(f"/proc/{pid}")
     assert job.stop(executor, force=True) is StopOutcome.STOPPED
-    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "its end", 5)
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "its end")
 
 
 def test_sigterm_is_ignored__told_and_then_killed() -> None:
@@ -320,6 +335,7 @@ def test_what_cannot_be_looked_at__is_not_said_to_have_ended(monkeypatch: Any) -
     job.start(executor)
     (pid,) = job.pids
     for name in ("open", "pidfd_open"):
+        gc.collect()
         before = len(os.listdir("/proc/self/fd"))
         with monkeypatch.context() as patch:
             if name == "open":
@@ -330,7 +346,7 @@ def test_what_cannot_be_looked_at__is_not_said_to_have_ended(monkeypatch: Any) -
                 assert "Too many open files" in str(job.stop(executor, force))
             with pytest.raises(BackendError, match="Too many open files"):
                 executor.dispatch(job)  # type: ignore[arg-type]
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(os.listdir("/proc/self/fd")) <= before
         assert job.pids == [pid]
     assert job.stop(executor) is StopOutcome.STOPPED
 
@@ -470,6 +486,28 @@ def test_where_and_how_it_runs(tmp_path: Path) -> None:
     out = tmp_path / "out"
     wait_until(lambda: out.exists() and out.read_text(), "the output")
     assert out.read_text() == "tsk_x hello\n"
+
+
+def test_calls(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    code = "import os, sys; print(*sys.argv[1:], os.environ['DEPTH'], file=open('out', 'w'))"
+    executor = ProcessBackend(
+        "process", {"COMMAND": [sys.executable, "-c", code, "{task}", "{run_id}"]}
+    )
+    options = {"cwd": str(tmp_path), "env": {"DEPTH": "2"}}
+    call = TaskCall("crawl", ["/a"], {}, options)
+    executor.check_call(call)
+    executor.dispatch(Job(executor), call)  # type: ignore[arg-type]
+    wait_until(lambda: path.exists() and path.read_text(), "the process")
+    assert path.read_text() == "crawl tsk_x /a 2\n"
+    for refused, problem in (
+        (call._replace(task=None), "has a {task}"),
+        (call._replace(args=[1]), "must be texts"),
+        (call._replace(kwargs={"depth": 2}), "positional arguments only"),
+        (call._replace(options={"nice": 1}), "takes no nice"),
+    ):
+        with pytest.raises(TypeError, match=problem):
+            executor.check_call(refused)
 
 
 def test_exit_on_sigterm() -> None:

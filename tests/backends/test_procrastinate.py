@@ -1,15 +1,19 @@
 from __future__ import annotations
 
-import time
-from typing import Any
+import uuid
+from typing import Any, Literal
 
 import pytest
 from django.db import connection, transaction
 
-from django_run_cancel.backends.base import BackendError, StopOutcome
-from tests.backends.contract import TIMEOUT, BackendContract, Harness, wait_until
-from tests.backends.services import address, proxy, require_package
+from django_run_cancel.backends import StopOutcome, StopRequest, TaskCall
+from django_run_cancel.backends.base import BackendError
+from django_run_cancel.states import RunStatus
+from django_run_cancel.testing import wait_until
+from django_run_cancel.testing.conformance import BackendConformance, Harness, Proxy
+from django_run_cancel.testing.conformance.proxy import host_and_port
 from tests.helpers import IS_POSTGRESQL, make_run, rows_locked
+from tests.services import require_package
 
 require_package("procrastinate")
 if not IS_POSTGRESQL:
@@ -18,8 +22,9 @@ if not IS_POSTGRESQL:
 from procrastinate import App, SyncPsycopgConnector
 from procrastinate.exceptions import JobAborted
 
-from django_run_cancel.backends.procrastinate import ProcrastinateBackend, abort_refused
-from django_run_cancel.exceptions import RunCancelled
+from django_run_cancel.backends.procrastinate import ProcrastinateBackend
+from django_run_cancel.exceptions import RunCancelled, UnknownTask
+from django_run_cancel.integrations.procrastinate import ends_cancelled
 from tests.backends import procrastinate_jobs
 
 JOBS = procrastinate_jobs.__name__
@@ -47,22 +52,22 @@ def jobs_of(run: Any) -> list[tuple[str, int]]:
         return list(cursor.fetchall())
 
 
-def test_abort_refused() -> None:
-    with pytest.raises(JobAborted, match="has been cancelled"), abort_refused():
+def test_ends_cancelled() -> None:
+    with pytest.raises(JobAborted, match="has been cancelled"), ends_cancelled():
         raise RunCancelled("tsk_1")
-    with pytest.raises(ZeroDivisionError), abort_refused():
+    with pytest.raises(ZeroDivisionError), ends_cancelled():
         _ = 1 // 0
 
 
-class TestProcrastinate(BackendContract):
+class TestProcrastinate(BackendConformance):
     harness_class = Procrastinate
 
     def job_ends(self, run: Any, status: str) -> None:
-        wait_until(lambda: jobs_of(run) == [(status, 1)], f"the job to be {status}", 5)
+        wait_until(lambda: jobs_of(run) == [(status, 1)], f"the job to be {status}")
 
     def test_queued__cancelled(self, harness: Harness) -> None:
         harness.kill()
-        (run,) = self.send("short")
+        (run,) = self.send("returns")
         self.cancel(run)
         assert self.told(run) == [StopOutcome.STOPPED]
         assert self.told(run) == [StopOutcome.TOLD]
@@ -70,21 +75,21 @@ class TestProcrastinate(BackendContract):
 
     def test_refused__aborted_and_not_tried_again(self, harness: Harness) -> None:
         harness.kill()
-        (run,) = self.send("short")
+        (run,) = self.send("returns")
         self.cancel(run)
         harness.online()
         self.job_ends(run, "aborted")
 
     def test_function__told_and_asking(self, harness: Harness) -> None:
         harness.online()
-        run = self.started("asks")
+        run = self.started("checks")
         self.cancel(run)
         assert self.told(run, running=True) == [StopOutcome.UNSUPPORTED]
         self.job_ends(run, "aborted")
 
     def test_running_and_queued_once_more__not_stopped(self, harness: Harness) -> None:
         harness.online()
-        run = self.started("asks")
+        run = self.started("checks")
         self.backend.dispatch(run)
         self.cancel(run)
         assert self.told(run, running=True) == [StopOutcome.UNSUPPORTED]
@@ -92,7 +97,7 @@ class TestProcrastinate(BackendContract):
 
     def test_job_that_somebody_has_locked__keeps_nobody_waiting(self, harness: Harness) -> None:
         harness.kill()
-        locked, other = self.send("short", 2)
+        locked, other = self.send("returns", 2)
         with rows_locked("procrastinate_jobs", "queueing_lock", locked.external_id):
             outcomes = self.stop(locked, other)
         assert "locked" in str(outcomes[0])
@@ -111,13 +116,41 @@ class TestProcrastinate(BackendContract):
         assert self.trace(run) == ["started", "left"]
 
     def test_task_that_does_not_exist(self) -> None:
-        with pytest.raises(ImportError):
-            ProcrastinateBackend("wrong", {"TASK": f"{JOBS}.gone"}).check()
+        for name in (f"{JOBS}.gone", f"{JOBS}.asyncio"):
+            backend = ProcrastinateBackend("wrong", {"TASK": name})
+            assert [found.id for found in backend.check()] == ["django_run_cancel.E015"]
+            with pytest.raises(UnknownTask, match=name):
+                self.backend.check_call(TaskCall(name))
+
+    def test_one_alias_for_many_tasks(self, harness: Harness) -> None:
+        harness.online()
+        backend = ProcrastinateBackend("many", {})
+        run = self.make_run("returns", external_id=str(uuid.uuid4()))
+        call = TaskCall(f"{JOBS}.crawl_page", kwargs={"page": "/a"}, options={"priority": 1})
+        backend.check_call(call)
+        backend.dispatch(run, call)
+        self.wait_for(RunStatus.COMPLETED, run)
+        assert self.trace(run) == ["page /a"]
+        assert backend.can_stop_running
+        assert backend.stop([StopRequest(run.run_id, run.external_id, True)], force=False)
+
+    def test_calls_that_are_refused(self) -> None:
+        backend = ProcrastinateBackend("many", {})
+        task = f"{JOBS}.crawl"
+        for call, problem in (
+            (TaskCall(), "Name a task"),
+            (TaskCall(task, args=[1]), "keyword arguments only"),
+            (TaskCall(task, kwargs={"run_id": 1}), "keyword arguments only"),
+            (TaskCall(task, options={"countdown": 1}), "takes no countdown.*priority, queue"),
+            (TaskCall(task, options={"schedule_in": {"moons": 1}}), "moons"),
+        ):
+            with pytest.raises(TypeError, match=problem):
+                backend.check_call(call)
 
     def test_belongs_to_the_transaction(self, harness: Harness) -> None:
         harness.kill()
         with transaction.atomic():
-            (undone,) = self.send("short")
+            (undone,) = self.send("returns")
             self.backend.dispatch(undone)
             assert jobs_of(undone) == [("todo", 0)]
             transaction.set_rollback(True)
@@ -129,12 +162,12 @@ class TestProcrastinate(BackendContract):
         harness: Harness,
         monkeypatch: pytest.MonkeyPatch,
         request: pytest.FixtureRequest,
-        how: str,
+        how: Literal["refused", "silent"],
     ) -> None:
         harness.kill()  # it would take a job that it does not know
         ours = connection.settings_dict
-        with proxy(f"tcp://{ours['HOST']}:{ours['PORT']}") as through:
-            host, port = address(through.url)
+        with Proxy(f"tcp://{ours['HOST']}:{ours['PORT']}") as through:
+            host, port = host_and_port(through.url)
             where = {"host": host, "port": port, "user": ours["USER"], "dbname": ours["NAME"]}
             connector = SyncPsycopgConnector(kwargs=where)
             task = App(connector=connector).task(name="theirs")(len)
@@ -142,18 +175,16 @@ class TestProcrastinate(BackendContract):
             connector.open()
             request.addfinalizer(connector.close)
             backend = self.backend = ProcrastinateBackend(
-                "theirs", {"TASK": f"{JOBS}.theirs", "TIMEOUT": TIMEOUT}
+                "theirs", {"TASK": f"{JOBS}.theirs", "TIMEOUT": harness.timeout}
             )
-            (run,) = self.send("short")
+            (run,) = self.send("returns")
             assert jobs_of(run) == [("todo", 0)]
             through.down(how)
-            began = time.monotonic()
             assert all(isinstance(outcome, Exception) for outcome in self.stop(run, make_run()))
             with pytest.raises(BackendError):
                 backend.dispatch(run)
             (message,) = backend.check(deploy=True)
             assert message.id == "django_run_cancel.W005"
-            assert time.monotonic() - began < 3 * TIMEOUT + 1
             through.up()
             # Its pool takes a while until it tries to connect again.
             wait_until(lambda: backend.check(deploy=True) == [], "the database to be back")

@@ -8,11 +8,11 @@ from django.conf import settings
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 from tests.admin.helpers import logged_in
-from tests.browser.tools import USED, require_chromium
+from tests.browser.helpers import require_chromium
 
 Visit = Callable[..., Page]
 
-TIMEOUT = 15_000  # milliseconds; much longer than any page takes, for machines under load
+TIMEOUT = 120_000  # milliseconds; much longer than any page takes, for machines under load
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,6 @@ def browser() -> Iterator[Browser]:
         # That event loop makes Django think that tests are asynchronous code. They are not.
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
         running = playwright.chromium.launch(executable_path=path)
-        USED.add(f"Chromium {running.version}")
         yield running
         running.close()
 

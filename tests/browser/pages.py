@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from playwright.sync_api import Locator, Page
+from playwright.sync_api import Locator, Page, expect
 
 from tests.admin.helpers import LIST, RUN
 
@@ -35,3 +35,9 @@ def yes(page: Page, reason: str = "") -> None:
 def button(page: Page) -> Locator:
     """Return the button on the page of a run."""
     return page.get_by_role("link", name="Cancel this run…")
+
+
+def messages(page: Page) -> list[str]:
+    """Return what the page says happened."""
+    expect(page.locator("ul.messagelist")).to_be_visible()
+    return [text.strip() for text in page.locator("ul.messagelist li").all_inner_texts()]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Page, expect
 
-from django_run_cancel.models import Cancellation
-from django_run_cancel.services import cancel_runs
-from tests.admin.helpers import CANCEL, KEYS, RECORDS, page_of
+from django_run_cancel.cancellation import cancel_runs, start_bulk_cancellation
+from django_run_cancel.models import Cancellation, get_run_model
+from tests.admin.helpers import CANCEL, KEYS, LIST, RECORDS, page_of
 from tests.browser.conftest import Visit
+from tests.browser.helpers import require_axe
 from tests.browser.pages import run_action, tick, yes
-from tests.browser.tools import require_axe
 from tests.helpers import make_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -63,11 +63,17 @@ def test_pages(visit: Visit, scheme: str) -> None:
     expect(page.locator("ul.messagelist")).to_be_visible()
     found += violations(page)  # with messages
     record = Cancellation.objects.latest("pk")
+    runs = get_run_model()._base_manager.all()
+    bulk = start_bulk_cancellation(runs, requested_by="x", selection={}).cancellation
     for url in (
         page_of(active),
         page_of(stopping),
         f"{CANCEL}?run_id=unknown",
         f"{RECORDS}{record.pk}/change/",
+        f"{RECORDS}{record.pk}/retry/",
+        f"{RECORDS}{bulk.pk}/change/",
+        f"{RECORDS}{bulk.pk}/abort/",
+        f"{LIST}cancel-all/",
         RECORDS,
         f"{KEYS}add/",
     ):

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-import django
+import re
+from datetime import timedelta
+
 import pytest
+from django.utils import timezone
 from playwright.sync_api import Page, expect
 
-from django_run_cancel.models import Cancellation, get_run_model
-from django_run_cancel.services import MAX_RUN_IDS, cancel_runs
-from tests.admin.helpers import CANCEL, LIST, page_of
+from django_run_cancel.cancellation import (
+    cancel_runs,
+    record_stopped,
+)
+from django_run_cancel.models import (
+    Cancellation,
+    CancellationItem,
+    get_run_model,
+)
+from django_run_cancel.states import StopState
+from tests.admin.helpers import CANCEL, LIST, RECORDS, page_of
 from tests.browser.conftest import Visit
-from tests.browser.pages import OPERATOR, button, run_action, tick, yes
-from tests.helpers import make_run, make_runs, statuses
+from tests.browser.pages import OPERATOR, button, messages, run_action, tick, yes
+from tests.helpers import ids, make_run, make_runs, statuses
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -19,21 +30,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture
 def operator(visit: Visit) -> Page:
     return visit("operator", *OPERATOR)
-
-
-def messages(page: Page) -> list[str]:
-    """Return what the page says happened."""
-    expect(page.locator("ul.messagelist")).to_be_visible()
-    return [text.strip() for text in page.locator("ul.messagelist li").all_inner_texts()]
-
-
-def select_all(page: Page, count: int) -> None:
-    """Select all runs, also those on other pages."""
-    page.goto(LIST)
-    page.locator("#action-toggle").check()
-    question = page.locator(".actions .question a")
-    expect(question).to_contain_text(f"Select all {count}")
-    question.click()
 
 
 def test_from_the_list_to_the_record(chief: Page) -> None:
@@ -50,42 +46,39 @@ def test_from_the_list_to_the_record(chief: Page) -> None:
     expect(chief.get_by_label("Reason")).to_be_focused()
     yes(chief, "Wrong <catalogue>")
     assert messages(chief) == [
-        "2 runs have been cancelled. What happened to each",
+        "2 runs have been cancelled.",
         "1 run below has been cancelled with it.",
-        "1 of these had started: cancelled, stopping.",
+        "1 was running and is now stopping.",
         "1 run had finished and stays as it is.",
     ]
-    expect(chief.locator("tr", has_text=parent.run_id)).to_contain_text("cancelled, stopping")
-
-    chief.get_by_role("link", name="What happened to each").click()
+    # On the page of the cancellation.
+    expect(chief.get_by_role("status")).to_have_text("cancelled, some runs are stopping")
     content = chief.locator("#content")
     for text in ("Wrong <catalogue>", "chief", "127.0.0.1"):
         expect(content).to_contain_text(text)
     for run, outcome in ((queued, "never started"), (child, "cascade"), (finished, "completed")):
-        expect(chief.locator("tr.form-row", has_text=run.run_id)).to_contain_text(outcome)
+        expect(chief.locator("tr", has_text=run.run_id)).to_contain_text(outcome)
+    chief.get_by_role("link", name="cancelled, stopping", exact=True).click()
+    expect(chief.locator(".run-cancel-items tbody tr")).to_have_count(1)
+    expect(chief.locator("tr", has_text=parent.run_id)).to_contain_text("Crawl")
     chief.get_by_role("link", name="in a list of their own").click()
     expect(chief.locator("#result_list tbody tr")).to_have_count(4)
     assert statuses(parent, queued, child, finished) == ["cancelled"] * 3 + ["completed"]
 
 
-def test_across_pages(chief: Page) -> None:
-    runs = make_runs(250)
-    select_all(chief, 250)
-    run_action(chief)
-    expect(chief.locator(".run-cancel")).to_contain_text("and 230 more")
-    yes(chief)
-    assert messages(chief) == ["250 runs have been cancelled. What happened to each"]
-    assert set(statuses(*runs)) == {"cancelled"}
-
-
-def test_more_than_one_request_takes(chief: Page) -> None:
-    make_runs(MAX_RUN_IDS + 1)
-    select_all(chief, MAX_RUN_IDS + 1)
-    run_action(chief)
-    (message,) = messages(chief)
-    assert "More than 1000 runs are selected, and nothing has been cancelled." in message
-    assert "manage.py cancel_runs" in message
-    assert not Cancellation.objects.exists()
+def test_page_that_asks__opens_at_its_summary(visit: Visit) -> None:
+    page = visit("operator", *OPERATOR, viewport={"width": 1280, "height": 800})
+    run = make_run("running", title="Crawl")
+    for number in range(25):
+        run.create_child(title=f"Page {number}")
+    page.goto(f"{CANCEL}?run_id={run.run_id}")
+    expect(page.get_by_role("heading", name="Cancel “Crawl”?")).to_be_in_viewport(ratio=1)
+    for seen in (run.run_id, "1 run will be cancelled", "Page 0"):
+        expect(page.get_by_text(seen, exact=False).first).to_be_in_viewport(ratio=1)
+    expect(page.locator(".run-cancel-sample tbody tr")).to_have_count(20)
+    expect(page.locator(".run-cancel-sample")).to_contain_text("and 5 more")
+    page.locator(".breadcrumbs").get_by_role("link", name="Runs").click()
+    expect(page.locator("#result_list")).to_be_visible()
 
 
 class TestWho:
@@ -106,7 +99,7 @@ class TestWho:
         (run,) = make_runs(1)
         looker = visit("looker", *(name for name in OPERATOR if name != "cancel_run"))
         looker.goto(LIST)
-        expect(looker.get_by_role("link", name=run.run_id)).to_be_visible()
+        expect(looker.locator(f"a[href='{page_of(run)}']")).to_be_visible()
         expect(looker.locator("[value=cancel_selected]")).to_have_count(0)
         looker.goto(page_of(run))
         expect(looker.get_by_text(run.run_id).first).to_be_visible()
@@ -131,22 +124,81 @@ class TestPageOfARun:
         button(chief).click()
         yes(chief, "Disk full")
         assert messages(chief)[0] == "1 run has been cancelled. What happened to each"
-        expect(chief.locator("#content")).to_contain_text(
-            "Cancelled, stopping. By chief: Disk full"
-        )
+        expect(chief.get_by_role("status")).to_have_text("cancelled, stopping")
+        expect(chief.locator("#content")).to_contain_text("Cancelled by chief: Disk full")
         expect(button(chief)).to_have_count(0)
 
-    @pytest.mark.skipif(django.VERSION < (6, 1), reason="Django 6.1 has actions there")
-    def test_action(self, operator: Page) -> None:
+    def test_keeps_itself_up_to_date(self, chief: Page) -> None:
+        run = make_run("running", title="Crawl")
+        child = run.create_child(title="Page 1")
+        chief.goto(page_of(run))
+        summary = chief.locator("#run-cancel-summary")
+        expect(summary).to_contain_text("1 run directly below: 1 active")
+        button(chief).focus()
+
+        child.mark_running()
+        expect(summary.locator("table .run-cancel-state")).to_have_text("running")
+        expect(button(chief)).to_be_focused()
+        cancel_runs([run.run_id], requested_by="night watch", reason="Disk full")
+        expect(summary.get_by_role("status")).to_have_text("cancelled, stopping")
+        expect(summary).to_contain_text("Cancelled by night watch: Disk full")
+        expect(button(chief)).to_have_count(0)
+        record_stopped([run.run_id], "acknowledged")
+        expect(summary.get_by_role("status")).to_have_text("cancelled, stopped (acknowledged)")
+        expect(summary).not_to_have_attribute("data-seconds", re.compile(".*"))
+
+    def test_says_when_it_could_not_be_brought_up_to_date(self, operator: Page) -> None:
+        operator.goto(page_of(make_run("running")))
+        outdated = operator.get_by_text("could not be brought up to date")
+        expect(outdated).to_be_hidden()
+        cookies = operator.context.cookies()
+        operator.context.clear_cookies()  # logged out
+        expect(outdated).to_be_visible()
+        operator.context.add_cookies(cookies)  # type: ignore[arg-type]  # what it has returned
+        expect(outdated).to_be_hidden()
+
+    def test_without_scripts(self, visit: Visit) -> None:
+        page = visit("operator", *OPERATOR, java_script_enabled=False)
         run = make_run("running")
-        operator.goto(page_of(run))
-        operator.locator("select[name='CHANGE_FORM-action']").select_option("cancel_selected")
-        operator.locator("button[name=index]").click()
-        expect(operator.locator(".run-cancel")).to_contain_text("1 run will be cancelled")
-        yes(operator)
-        assert messages(operator)[0] == "1 run has been cancelled."
-        assert operator.url.endswith(page_of(run))
-        assert statuses(run) == ["cancelled"]
+        page.goto(page_of(run))
+        expect(page.get_by_text("Reload the page to see what has changed.")).to_be_visible()
+        run.mark_completed()
+        page.reload()
+        expect(page.get_by_role("status")).to_have_text("completed")
+        expect(button(page)).to_have_count(0)
+
+    def test_is_told_at_the_top(self, visit: Visit) -> None:
+        page = visit("operator", *OPERATOR, viewport={"width": 1280, "height": 800})
+        run = make_run("running", parent=make_run("running", title="Crawl"))
+        cancel_runs([run.run_id], requested_by="night watch", reason="Disk full")
+        CancellationItem.objects.update(escalates_at=timezone.now() + timedelta(seconds=20))
+        page.goto(page_of(run))
+        for told in (
+            "Part of:",
+            "cancelled, stopping",
+            "Cancelled by",
+            "Will be killed at",
+            "Presumed",
+        ):
+            expect(page.get_by_text(told).first).to_be_in_viewport(ratio=1)
+
+
+def test_list__nothing_is_cut(visit: Visit) -> None:
+    page = visit("operator", *OPERATOR, viewport={"width": 1280, "height": 800})
+    runs = make_runs(
+        4, title="Nightly import of the catalogue of the Harbour library", tenant="acme"
+    )
+    cancel_runs(ids(runs), requested_by="night.watch@harbour-library.example")
+    for run, state in zip(runs, StopState, strict=False):
+        get_run_model()._base_manager.filter(pk=run.pk).update(stop_state=state)
+    page.goto(LIST)
+    expect(page.locator("#nav-sidebar")).to_be_visible()
+    width, seen = page.locator(".results").evaluate("e => [e.scrollWidth, e.clientWidth]")
+    assert width == seen
+    code = page.locator("code.run-cancel-id").first
+    expect(code).to_have_attribute("title", code.inner_text())
+    code.click()
+    assert page.evaluate("() => getSelection().toString()") in ids(runs)
 
 
 def test_keyboard_only(operator: Page) -> None:
@@ -224,7 +276,18 @@ def test_nothing_runs_that_is_in_the_data(chief: Page) -> None:
 def test_fits_on_a_phone(visit: Visit) -> None:
     phone = visit("phone", *OPERATOR, viewport={"width": 390, "height": 800}, has_touch=True)
     run = make_run(title="Import of a long list of things")
+    run.create_child(title="A-part-of-it-with-a-name-that-cannot-be-broken-anywhere")
     phone.goto(f"{CANCEL}?run_id={run.run_id}")
     assert phone.evaluate("() => document.documentElement.scrollWidth") == 390
     yes(phone)
-    assert messages(phone) == ["1 run has been cancelled."]
+    assert messages(phone)[0] == "1 run has been cancelled."
+    record = Cancellation.objects.get()
+    chief = visit("chief", is_superuser=True, viewport={"width": 390, "height": 800})
+    make_run()
+    pages = [f"{RECORDS}{record.pk}/{page}/" for page in ("change", "abort", "retry")]
+    for url in (*pages, f"{LIST}cancel-all/"):
+        chief.goto(url)
+        assert chief.evaluate("() => document.documentElement.scrollWidth") == 390
+    for url in (LIST, page_of(run)):
+        phone.goto(url)
+        assert phone.evaluate("() => document.documentElement.scrollWidth") == 390

@@ -10,8 +10,9 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
+from django_run_cancel.cancellation import advance_bulk_cancellations
 from django_run_cancel.models import Cancellation
-from tests.admin.helpers import page_of
+from tests.admin.helpers import LIST, page_of
 from tests.browser.pages import button, run_action, tick, yes
 from tests.helpers import make_run, make_runs, statuses
 
@@ -40,21 +41,50 @@ def test_tick_ask_cancel_tell_record(chief: Page) -> None:
     is_seen(chief, "1 run below has been cancelled with it.")
     assert statuses(run, child, *others) == ["cancelled"] * 3 + ["queued"]
 
-    chief.get_by_role("link", name="What happened to each").click()
-    expect(chief.get_by_text("The catalogue is wrong.").first).to_be_visible()
-    # Jazzmin has it on a tab of its own.
-    expect(chief.get_by_role("link", name=child.run_id, include_hidden=True)).to_have_count(1)
+    # On the page of the cancellation.
+    is_seen(chief, "cancelled, no run is stopping")
+    is_seen(chief, "The catalogue is wrong.")
+    expect(chief.locator(f"a[href$='{child.run_id}']")).to_be_visible()
+
+
+def test_all_of_a_filter(chief: Page) -> None:
+    runs = make_runs(3, title="Import")
+    chief.goto(f"{LIST}cancel-all/?status=queued")
+    expect(chief.get_by_role("heading", name="Cancel all of these runs?")).to_be_visible()
+    is_seen(chief, "3 runs will be cancelled")
+    yes(chief, "Wrong year")
+    is_seen(chief, "waiting for the delivery worker")
+    advance_bulk_cancellations(10)
+    is_seen(chief, "cancelled, no run is stopping")  # without a reload
+    is_seen(chief, "3 of 3 runs (100%)")
+    assert set(statuses(*runs)) == {"cancelled"}
+
+
+def test_abort(chief: Page) -> None:
+    runs = make_runs(2)
+    chief.goto(f"{LIST}cancel-all/?status=queued")
+    yes(chief)
+    chief.get_by_role("link", name="Abort…").click()
+    is_seen(chief, "2 runs that are not cancelled yet will go on.")
+    chief.get_by_role("button", name="Yes, abort").click()
+    is_seen(chief, "aborted: not all runs were cancelled")
+    assert set(statuses(*runs)) == {"queued"}
 
 
 def test_button_on_the_page_of_a_run(chief: Page) -> None:
     run = make_run("running")
     chief.goto(page_of(run))
+    expect(chief.get_by_role("status").filter(has_text="running")).to_be_visible()
+    child = run.create_child(title="Page 1")
+    is_seen(chief, "1 run directly below: 1 active")  # without a reload
+    run_link = chief.get_by_role("link", name="Page 1")
+    expect(run_link).to_have_attribute("href", page_of(child))
     button(chief).click()
     is_seen(chief, "1 run will be cancelled")
     yes(chief, "Disk full")
     is_seen(chief, "1 run has been cancelled.")
-    is_seen(chief, "Cancelled, stopping.")
-    is_seen(chief, "By chief: Disk full")
+    is_seen(chief, "cancelled, stopping")
+    is_seen(chief, "Cancelled by chief: Disk full")
     expect(button(chief)).to_have_count(0)
     assert statuses(run) == ["cancelled"]
 

@@ -1,0 +1,338 @@
+"""Bulk cancellations: starting them by ids or filter, previewing, who may and how many."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from django_run_cancel.models import Cancellation
+from tests.api.helpers import (
+    CANCELLATIONS,
+    UNKNOWN,
+    assert_sound,
+    finish_bulk,
+    key_client,
+    logged_in,
+    make_user,
+    read_cancellation,
+    start_bulk,
+)
+from tests.helpers import ApiClient, ids, make_run, make_runs, statuses
+
+pytestmark = pytest.mark.django_db
+
+QUEUED = {"filter": {"status": "queued"}}
+
+
+class TestStart:
+    def test_filter(self, api: ApiClient) -> None:
+        runs, other = make_runs(3), make_run("running")
+        child = runs[0].create_child(status="running")
+        body = {"filter": {"status": ["queued"], "type": "task"}, "reason": "Wrong prices"}
+        response = api.send(CANCELLATIONS, body)
+        record = assert_sound(response, 202)
+        assert response["Location"] == f"{CANCELLATIONS}/{record['cancellation_id']}"
+        assert response["Cancellation-Id"] == record["cancellation_id"]
+        assert statuses(*runs) == ["queued"] * 3
+        assert read_cancellation(api, record) == record
+        assert (record["state"], record["reason"], record["source"]) == (
+            "pending",
+            "Wrong prices",
+            "api",
+        )
+        assert record["selection"] == {"filter": body["filter"]}
+        later = make_run()
+        finish_bulk()
+        assert set(statuses(*runs, child)) == {"cancelled"}
+        assert statuses(other, later) == ["running", "queued"]
+        done = read_cancellation(api, record)
+        expected = {"state": "completed", "processed_count": 3, "cascaded_count": 1}
+        assert {name: done[name] for name in expected} == expected
+
+    def test_ids(self, api: ApiClient) -> None:
+        run, done, before = make_run(), make_run("completed"), make_run("cancelled")
+        asked = [run.run_id, UNKNOWN, done.run_id, "a\0", before.run_id, run.run_id]
+        record = start_bulk(api, {"run_ids": asked})
+        assert record["selection"] == {"run_ids": 5}
+        finish_bulk()
+        record = read_cancellation(api, record)
+        names = ("total", "processed", "cancelled", "already", "failed", "cascaded")
+        assert [record[f"{name}_count"] for name in names] == [5, 5, 2, 1, 3, 0]
+        items = api.get(f"{CANCELLATIONS}/{record['cancellation_id']}/items").json()["results"]
+        assert [(item["run_id"], item["outcome"]) for item in items] == [
+            (run.run_id, "cancelled"),
+            (UNKNOWN, "not_found"),
+            (done.run_id, "already_finished"),
+            ("a\\x00…", "not_found"),
+            (before.run_id, "already_cancelled"),
+        ]
+
+    def test_more_ids_than_the_contract_takes(self, api: ApiClient) -> None:
+        runs = make_runs(101)
+        start_bulk(api, {"run_ids": ids(runs)})
+        finish_bulk()
+        assert set(statuses(*runs)) == {"cancelled"}
+
+    def test_nothing_to_do(self, api: ApiClient) -> None:
+        for body in ({"run_ids": []}, QUEUED):
+            record = start_bulk(api, body)
+            assert (record["state"], record["total_count"]) == ("completed", 0)
+
+    def test_each_filter(self, api: ApiClient) -> None:
+        parent = make_run("running")
+        child = parent.create_child(
+            title="Crawl", metadata={"n": 1, "x y": None, "s": "Ab", "l": [1]}
+        )
+        below = child.create_child(backend="rq", run_type="crawl")
+        now = timezone.now()
+        before, after = (str(now + timedelta(hours=hours)) for hours in (-1, 1))
+        for filters, expected in (
+            ({"status": "running"}, [parent]),
+            ({"status": ["paused", "running", "paused"]}, [parent]),
+            ({"type": "crawl"}, [below]),
+            ({"parent": parent.run_id}, [child]),
+            ({"ancestor": parent.run_id}, [child, below]),
+            ({"backend": "rq"}, [below]),
+            ({"title": "Crawl"}, [child]),
+            *(({"title": title}, []) for title in ("crawl", "Crawl ", "Cräwl")),
+            ({"created_after": before, "created_before": after}, [parent, child, below]),
+            ({"created_after": after}, []),
+            ({"started_after": before, "started_before": after}, []),
+            ({"metadata": {"n": 1, "x y": None}}, [child]),
+            ({"metadata": {"s": "Ab", "n": 1}}, [child]),
+            *(({"metadata": {"s": text}}, []) for text in ("ab", "Ab ", "Äb", None, 1)),
+            ({"metadata": {"l": 1}}, []),
+            *(({"metadata": {"n": value}}, []) for value in ("1", True, None)),
+            *(
+                ({"metadata": {key: 1}}, [])
+                for key in ("%s", '"', "'", "\\", "$", "*", "[0]", "é🦀", " ")
+            ),
+        ):
+            body = {"filter": filters, "dry_run": True}
+            answer = assert_sound(api.send(CANCELLATIONS, body), 200)
+            found = [item["run_id"] for item in answer["sample"] if item["via"] == "requested"]
+            assert (answer["count"], set(found)) == (len(expected), set(ids(expected))), filters
+
+    def test_selection_is_recorded_in_one_form(self, api: ApiClient) -> None:
+        sent = {
+            "metadata": {"b": 1, "a": "x"},
+            "created_before": "2026-01-01T01:00:00+01:00",
+            "status": ["running", "queued", "running"],
+        }
+        record = start_bulk(api, {"filter": sent})
+        assert record["selection"] == {
+            "filter": {
+                "status": ["queued", "running"],
+                "created_before": "2026-01-01T00:00:00Z",
+                "metadata": {"a": "x", "b": 1},
+            }
+        }
+
+    @pytest.mark.parametrize(
+        ("path", "location"),
+        [
+            ("/orgs/acme/v1/cancellations", "/orgs/acme/v1/cancellations"),
+            ("/by/xml/1/tsk_1/can_1/v1/cancellations/", "/by/xml/1/tsk_1/can_1/v1/cancellations"),
+            ("/é/cancellations", "/%C3%A9/cancellations"),
+        ],
+    )
+    @pytest.mark.urls("tests.api.prefix_urls")
+    def test_location_is_below_the_prefix(self, path: str, location: str, api: ApiClient) -> None:
+        response = api.send(path, QUEUED)
+        record = assert_sound(response, 202)
+        assert response["Location"] == f"{location}/{record['cancellation_id']}"
+        assert assert_sound(api.get(response["Location"]), 200) == record
+
+    def test_location_below_a_script_name(self, api: ApiClient) -> None:
+        api.defaults["SCRIPT_NAME"] = "/app"
+        response = api.send(CANCELLATIONS, QUEUED)
+        assert response["Location"].startswith("/app/v1/cancellations/can_")
+
+
+class TestPreview:
+    def test_of_a_filter(self, api: ApiClient) -> None:
+        runs = sorted(make_runs(25), key=lambda run: run.pk)
+        child = runs[0].create_child(status="running")
+        answer = assert_sound(api.send(CANCELLATIONS, {**QUEUED, "dry_run": True}), 200)
+        assert (answer["count"], answer["is_capped"]) == (25, False)
+        assert answer["sample"][:20] == [
+            {
+                "run_id": run.run_id,
+                "outcome": "cancelled",
+                "via": "requested",
+                "previous_status": "queued",
+            }
+            for run in runs[:20]
+        ]
+        assert answer["sample"][20:] == [
+            {
+                "run_id": child.run_id,
+                "outcome": "cancelled",
+                "via": "cascade",
+                "previous_status": "running",
+            }
+        ]
+        assert set(statuses(*runs)) == {"queued"}
+        assert not Cancellation.objects.exists()
+
+    def test_of_ids(self, api: ApiClient) -> None:
+        run, foreign = make_run("completed"), make_run(tenant="rival")
+        asked = [run.run_id, foreign.run_id, UNKNOWN, "a\0"]
+        answer = assert_sound(api.send(CANCELLATIONS, {"run_ids": asked, "dry_run": True}), 200)
+        assert (answer["count"], answer["is_capped"]) == (4, False)
+        told = [(item["run_id"], item["outcome"]) for item in answer["sample"]]
+        rest = [(run_id, "not_found") for run_id in (foreign.run_id, UNKNOWN, "a\\x00…")]
+        assert told == [(run.run_id, "already_finished"), *rest]
+
+    def test_is_capped(self, api: ApiClient) -> None:
+        body = {"run_ids": [str(n) for n in range(10_001)], "dry_run": True}
+        answer = assert_sound(api.send(CANCELLATIONS, body), 200)
+        assert (answer["count"], answer["is_capped"], len(answer["sample"])) == (10_000, True, 20)
+
+    def test_descendants_are_not_all_shown(self, api: ApiClient) -> None:
+        parent = make_run("running")
+        make_runs(200, parent=parent)
+        body = {"run_ids": [parent.run_id], "dry_run": True}
+        sample = assert_sound(api.send(CANCELLATIONS, body), 200)["sample"]
+        assert [item["via"] for item in sample] == ["requested"] + ["cascade"] * 99
+
+
+class TestPermissions:
+    @pytest.mark.parametrize("more", [{}, {"dry_run": True}])
+    def test_may_not_cancel(self, more: Any) -> None:
+        run = make_run()
+        clients = [
+            key_client(read_only=True),
+            logged_in(make_user("view")),
+            logged_in(make_user(name="bob")),
+        ]
+        for client in clients:
+            assert_sound(client.send(CANCELLATIONS, {**QUEUED, **more}), 403)
+        assert statuses(run) == ["queued"]
+        assert not Cancellation.objects.exists()
+
+    def test_force(self) -> None:
+        make_run()
+        plain = logged_in(make_user("cancel_run"))
+        permitted = logged_in(make_user("cancel_run", "force_cancel_run", name="bob"))
+        for more in ({}, {"dry_run": True}):
+            body = {**QUEUED, "force": True, **more}
+            answer = assert_sound(plain.send(CANCELLATIONS, body), 403)
+            assert answer == {"detail": "You may not do this"}
+            assert_sound(permitted.send(CANCELLATIONS, body), 200 if more else 202)
+            assert_sound(key_client().send(CANCELLATIONS, body), 200 if more else 202)
+        assert set(Cancellation.objects.values_list("force", flat=True)) == {True}
+
+    def test_tenants(self) -> None:
+        """A key reaches the runs of its tenant, and only keys of the tenant see its record."""
+        own, foreign = make_run(tenant="acme"), make_run(tenant="rival")
+        acme, rival = key_client("acme"), key_client("rival")
+        records = [
+            start_bulk(acme, QUEUED),
+            start_bulk(acme, {"run_ids": [foreign.run_id]}),
+            start_bulk(acme, {"filter": {"ancestor": foreign.run_id}}),
+        ]
+        assert [record["total_count"] for record in records] == [1, 1, 0]
+        finish_bulk()
+        assert statuses(own, foreign) == ["cancelled", "queued"]
+        assert set(Cancellation.objects.values_list("tenant", flat=True)) == {"acme"}
+        path = f"{CANCELLATIONS}/{records[0]['cancellation_id']}"
+        for suffix in ("", "/items"):
+            assert_sound(rival.get(path + suffix), 404)
+        for suffix in ("/abort", "/retry"):
+            assert_sound(rival.send(path + suffix, ""), 404)
+
+    def test_filter_of_the_tenant(self, settings: Any) -> None:
+        """It narrows what the caller reaches; of a key without a scope there is one tenant."""
+        make_run(tenant="acme")
+        make_run(tenant="rival")
+        body = {"filter": {"tenant": "rival"}, "dry_run": True}
+        user, key = logged_in(make_user("cancel_run")), key_client("acme")
+        assert assert_sound(user.send(CANCELLATIONS, body), 200)["count"] == 1
+        (entry,) = assert_sound(key.send(CANCELLATIONS, body), 422)["detail"]
+        assert entry == {
+            "type": "extra_forbidden",
+            "loc": ["body", "filter", "tenant"],
+            "msg": "A key reaches the runs of its own tenant only",
+            "input": "rival",
+        }
+        settings.RUN_CANCEL_SCOPE = "django_run_cancel.api.permissions.default_scope"
+        assert assert_sound(key.send(CANCELLATIONS, body), 200)["count"] == 0
+
+    def test_scope(self, settings: Any) -> None:
+        settings.RUN_CANCEL_SCOPE = "tests.api.test_permissions.only_urgent"
+        urgent, other = make_run(title="urgent"), make_run()
+        client = logged_in(make_user("cancel_run"))
+        start_bulk(client, QUEUED)
+        record = start_bulk(client, {"run_ids": ids([urgent, other])})
+        finish_bulk()
+        assert statuses(urgent, other) == ["cancelled", "queued"]
+        assert read_cancellation(client, record)["failed_count"] == 1
+
+    def test_record_of_a_user(self) -> None:
+        client = logged_in(make_user("cancel_run"))
+        record = start_bulk(client, QUEUED)
+        assert (record["requested_by"], record["ip_address"]) == ("ann", "127.0.0.1")
+        assert Cancellation.objects.get().tenant is None
+
+
+class TestIdempotency:
+    def test_same_record(self, api: ApiClient) -> None:
+        make_runs(2)
+        first = start_bulk(api, QUEUED, idempotency_key="one")
+        make_run()
+        finish_bulk()
+        again = start_bulk(api, {"filter": {"status": ["queued"]}}, idempotency_key="one")
+        assert again == read_cancellation(api, first)
+        assert (again["state"], again["total_count"]) == ("completed", 2)
+
+    def test_another_request(self, api: ApiClient) -> None:
+        start_bulk(api, QUEUED, idempotency_key="one")
+        for body in (
+            {"filter": {"status": "running"}},
+            {**QUEUED, "reason": "x"},
+            {"run_ids": ["x"]},
+        ):
+            answer = assert_sound(api.send(CANCELLATIONS, body, idempotency_key="one"), 422)
+            assert answer["detail"][0]["type"] == "idempotency_key_reused"
+        assert_sound(api.cancel(["x"], idempotency_key="one"), 422)
+        assert_sound(api.send(CANCELLATIONS, QUEUED, idempotency_key=" "), 422)
+
+
+class TestLimits:
+    def test_in_progress(self, settings: Any) -> None:
+        settings.RUN_CANCEL_MAX_BULK = 2
+        runs = make_runs(2, tenant="acme")
+        make_run(tenant="rival")
+        acme, rival = key_client("acme"), key_client("rival")
+        first = start_bulk(acme, {"run_ids": [runs[0].run_id]}, idempotency_key="one")
+        start_bulk(acme, QUEUED)
+        for headers in ({}, {"idempotency_key": "two"}):
+            response = acme.send(CANCELLATIONS, QUEUED, **headers)
+            assert assert_sound(response, 429) == {
+                "detail": "2 bulk cancellations are in progress, and no more may be. "
+                "Wait for one to end, or abort one"
+            }
+            assert response["Retry-After"] == "10"
+        # A repeated request starts nothing, nor does a preview.
+        again = start_bulk(acme, {"run_ids": [runs[0].run_id]}, idempotency_key="one")
+        assert again == first
+        assert_sound(acme.send(CANCELLATIONS, {**QUEUED, "dry_run": True}), 200)
+        assert_sound(acme.cancel(["x"]), 200)
+        start_bulk(rival, QUEUED)
+        assert_sound(acme.send(f"{CANCELLATIONS}/{first['cancellation_id']}/abort", ""), 200)
+        start_bulk(acme, QUEUED)
+
+    def test_of_users(self, settings: Any) -> None:
+        settings.RUN_CANCEL_MAX_BULK = 1
+        make_run()
+        client = logged_in(make_user("cancel_run"))
+        start_bulk(client, QUEUED, idempotency_key="one")
+        assert_sound(client.send(CANCELLATIONS, QUEUED), 429)
+        start_bulk(client, QUEUED, idempotency_key="one")
+        finish_bulk()
+        make_run()
+        start_bulk(client, QUEUED)

@@ -1,0 +1,102 @@
+"""How many statements a cancellation takes: few, whatever it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from django_run_cancel.cancellation import cancel_runs
+from django_run_cancel.models import get_run_model
+from django_run_cancel.states import RunStatus
+from tests.helpers import ApiClient, ids, make_run, make_runs
+
+MAX_STATEMENTS = 6
+
+CONTROL = ("BEGIN", "COMMIT", "SAVEPOINT", "RELEASE")
+
+
+def with_children(count: int) -> list[str]:
+    """Create runs, each with a child and a grandchild; return the ids of the topmost."""
+    above = runs = make_runs(count)
+    model = get_run_model()
+    for _ in range(2):
+        above = model._default_manager.bulk_create([model(parent=run) for run in above])
+    return ids(runs)
+
+
+def without_children(count: int) -> list[str]:
+    return ids(make_runs(count))
+
+
+@contextmanager
+def recorded() -> Iterator[list[str]]:
+    """Collect statements, without those that begin and end transactions."""
+    found: list[str] = []
+    with CaptureQueriesContext(connection) as captured:
+        yield found
+    found += [query["sql"] for query in captured if not query["sql"].startswith(CONTROL)]
+
+
+kinds = pytest.mark.parametrize("make", [without_children, with_children])
+counts = pytest.mark.parametrize("count", [1, 100])
+
+
+@kinds
+@counts
+@pytest.mark.parametrize("key", [None, "a key"])
+@pytest.mark.django_db
+def test_any_number_of_ids(make: Callable[[int], list[str]], count: int, key: str | None) -> None:
+    run_ids = make(count)
+    with recorded() as statements:
+        cancel_runs(run_ids, requested_by="test", idempotency_key=key)
+    assert len(statements) == MAX_STATEMENTS
+
+
+@pytest.mark.django_db
+def test_nothing_to_cancel() -> None:
+    run_ids = ids(make_runs(50, RunStatus.COMPLETED)) + [f"tsk_{number}" for number in range(50)]
+    with recorded() as statements:
+        cancel_runs(run_ids, requested_by="test")
+    assert len(statements) < MAX_STATEMENTS
+
+
+@pytest.mark.django_db
+def test_endpoint(api: ApiClient) -> None:
+    api.cancel([])  # notes that the key is in use
+    for count in (1, 100):
+        run_ids = without_children(count)
+        with recorded() as statements:
+            assert api.cancel(run_ids).status_code == 200
+        # One more than the service's: the key's.
+        assert len(statements) == MAX_STATEMENTS + 1
+
+
+@pytest.mark.django_db
+def test_deep_chain() -> None:
+    """Deeper than MySQL and MariaDB follow a recursive query by default."""
+    top = above = make_run("running")
+    for _ in range(1_100):
+        above = get_run_model()._base_manager.create(parent=above, status="running")
+    with recorded() as statements:
+        result = cancel_runs([top.run_id], requested_by="test")
+    assert len(result.items) == 1_101
+    assert len(statements) < 30
+    assert not get_run_model()._base_manager.exclude(status="cancelled").exists()
+
+
+@pytest.mark.django_db
+def test_deep_chain__leaves_the_settings_of_the_session() -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("PostgreSQL is told to use the index")
+    top = above = make_run()
+    for _ in range(6):
+        above = get_run_model()._base_manager.create(parent=above)
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = on")
+        cancel_runs([top.run_id], requested_by="test")
+        cursor.execute("SHOW enable_seqscan")
+        assert cursor.fetchone() == ("on",)

@@ -1,0 +1,3 @@
+from tests.settings import *  # noqa
+
+RUN_CANCEL_STALLED_SECONDS = 60

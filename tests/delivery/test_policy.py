@@ -1,0 +1,100 @@
+"""The table in docs/howto/delivery-worker.md, case by case."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from django_run_cancel.backends import StopOutcome
+from django_run_cancel.delivery.policy import (
+    COOPERATIVE_ONLY,
+    Limits,
+    NextStep,
+    Told,
+    exponential,
+    next_step,
+)
+
+PAGE = Path(__file__).parents[2] / "docs/howto/delivery-worker.md"
+NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
+LIMITS = Limits(timedelta(seconds=30), timedelta(seconds=300), max_attempts=10)
+
+
+def table() -> list[list[str]]:
+    section = PAGE.read_text("utf-8").split("## What follows on an executor's answer")[1]
+    lines = re.findall(r"^\|(.+)\|$", section.split("\n## ")[0], flags=re.M)
+    return [[cell.strip() for cell in line.split("|")] for line in lines[2:]]
+
+
+def told_in(row: list[str]) -> Told:
+    answer, run, attempt, force, *_ = row
+    outcome = re.match(r"`(\w+)`", answer)
+    is_deleted = run == "deleted"
+    return Told(
+        outcome=StopOutcome(outcome[1]) if outcome else None,
+        attempts=int(attempt),
+        force=force == "was used",
+        can_force=force != "not possible",
+        stop_state=None if is_deleted else run.replace(" ", "_"),
+        cancelled_at=None if is_deleted else NOW - timedelta(seconds=10),
+        is_recorded="locked" not in answer,
+    )
+
+
+def shown(step: NextStep) -> list[str]:
+    wait = "none" if step.wait is None else f"in {step.wait.total_seconds():g} s"
+    at = step.escalates_at
+    return [
+        step.delivery.value,
+        wait,
+        "never" if at is None else f"in {(at - NOW).total_seconds():g} s",
+    ]
+
+
+@pytest.mark.parametrize("row", table(), ids=" ".join)
+def test_case(row: list[str]) -> None:
+    assert shown(next_step(told_in(row), LIMITS, NOW)) == row[4:]
+
+
+def test_table__has_every_answer() -> None:
+    answers = {told_in(row).outcome for row in table()}
+    assert answers == {*StopOutcome, None}
+    assert len(table()) > 20
+
+
+def test_repetitions__leave_attempts_to_failures() -> None:
+    told = Told(StopOutcome.TOLD_ONCE, 9, stop_state="stopping", cancelled_at=NOW)
+    assert next_step(told, LIMITS, NOW).attempts == 5
+
+
+def test_told_once__not_after_the_presumption() -> None:
+    told = Told(StopOutcome.TOLD_ONCE, 1, stop_state="stopping", cancelled_at=NOW)
+    before, after = NOW + timedelta(seconds=299.9), NOW + timedelta(seconds=300)
+    assert [next_step(told, LIMITS, now).delivery for now in (before, after)] == [
+        "pending",
+        "delivered",
+    ]
+
+
+def test_overdue_escalation__is_next() -> None:
+    told = Told(StopOutcome.TOLD_ONCE, 9, can_force=True, stop_state="stopping", cancelled_at=NOW)
+    step = next_step(told, LIMITS, NOW + timedelta(seconds=40))
+    assert step.wait == timedelta()
+
+
+def test_unsupported__is_said() -> None:
+    assert next_step(Told(StopOutcome.UNSUPPORTED, 1), LIMITS, NOW).note == COOPERATIVE_ONLY
+
+
+def test_failure__keeps_what_the_caller_records() -> None:
+    assert next_step(Told(None, 1), LIMITS, NOW).note is None
+
+
+@pytest.mark.parametrize(
+    ("attempts", "seconds"), [(1, 2), (3, 8), (11, 2048), (12, 3600), (10**6, 3600)]
+)
+def test_exponential(attempts: int, seconds: int) -> None:
+    assert exponential(attempts, timedelta(hours=1)) == timedelta(seconds=seconds)

@@ -1,0 +1,144 @@
+"""Functions registered with on_cancel(): called once, each with a deadline."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from django_run_cancel.exceptions import RunCancelled
+from django_run_cancel.execution import execution
+from django_run_cancel.execution.callbacks import Callbacks
+from django_run_cancel.states import StopState
+from tests.execution.helpers import (
+    PATIENCE,
+    cancel,
+    fresh,
+    work_on,
+)
+from tests.helpers import make_run
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("watched")]
+
+
+class TestCallbacks:
+    def test_at_once(self) -> None:
+        run, called = make_run(), threading.Event()
+        with execution(run.run_id) as executed:
+            executed.on_cancel(called.set)
+            assert not called.wait(0.1)
+            cancel(run)
+            assert called.wait(PATIENCE)
+            late: list[str] = []
+            executed.on_cancel(lambda: late.append("now"))
+        assert late == ["now"]
+
+    def test_once(self, settings: Any) -> None:
+        settings.RUN_CANCEL_POLL_SECONDS = 60
+        run, called = make_run(), []
+        with execution(run.run_id) as executed:
+            executed.on_cancel(lambda: called.append(1))
+            cancel(run)  # seen when it leaves
+        assert called == [1]
+
+    def test_not_without_a_cancellation(self) -> None:
+        run, called = make_run(), []
+        with execution(run.run_id) as executed:
+            executed.on_cancel(lambda: called.append(1))
+        assert called == []
+
+    def test_coroutine_functions(self) -> None:
+        run, called = make_run(), threading.Event()
+
+        async def callback() -> None:
+            called.set()
+
+        with execution(run.run_id) as executed:
+            executed.on_cancel(callback)
+            cancel(run)
+            assert called.wait(PATIENCE)
+
+    def test_functions_that_return_coroutines(self) -> None:
+        run, called = make_run(), threading.Event()
+
+        async def callback() -> None:
+            called.set()
+
+        with execution(run.run_id) as executed:
+            executed.on_cancel(lambda: callback())
+            cancel(run)
+            assert called.wait(PATIENCE)
+
+    @pytest.mark.parametrize("deadline", [0, -1, float("nan"), float("inf"), 1e10])
+    def test_deadlines_that_are_none(self, deadline: float) -> None:
+        executed = execution("tsk_x")
+        with pytest.raises(ValueError, match="seconds above 0"):
+            executed.on_cancel(lambda: None, deadline=deadline)
+        with pytest.raises(TypeError):
+            executed.on_cancel(lambda: None, deadline=None)  # type: ignore[arg-type]
+
+    def test_stopped_only_when_they_have_ended(self) -> None:
+        run, states = make_run(), []
+
+        def callback() -> None:
+            time.sleep(0.2)
+            states.append(fresh(run).stop_state)
+
+        with execution(run.run_id) as executed:
+            executed.on_cancel(callback)
+            cancel(run)
+        assert states == [StopState.STOPPING]
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
+    def test_deadline(self, caplog: Any) -> None:
+        run, done = make_run(), threading.Event()
+        began = time.monotonic()
+        with execution(run.run_id) as executed:
+            executed.on_cancel(lambda: done.wait(PATIENCE), deadline=0.1)
+            cancel(run)
+        assert time.monotonic() - began < PATIENCE / 2
+        done.set()
+        assert "did not end well" in caplog.text
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
+    @pytest.mark.parametrize("kind", [ValueError, SystemExit])
+    def test_errors(self, kind: type[BaseException], caplog: Any) -> None:
+        run = make_run()
+
+        def callback() -> None:
+            raise kind("of the callback")
+
+        with execution(run.run_id) as executed:
+            executed.on_cancel(callback)
+            cancel(run)
+        assert f"{kind.__name__}: of the callback" in caplog.text
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
+    def test_no_threads_left(self, caplog: Any, monkeypatch: Any) -> None:
+        def start(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        run = make_run()
+        with execution(run.run_id) as executed:
+            cancel(run)
+            with pytest.raises(RunCancelled):
+                work_on(executed)
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", start)
+                executed.on_cancel(lambda: None)
+        assert "can't start new thread" in caplog.text
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
+    def test_interrupted_while_it_waits(self, monkeypatch: Any) -> None:
+        """As by Ctrl-C: the code has left, and that is recorded."""
+
+        def wait(callbacks: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Callbacks, "wait", wait)
+        run = make_run()
+        with pytest.raises(KeyboardInterrupt), execution(run.run_id):
+            cancel(run)
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED

@@ -1,0 +1,173 @@
+"""Messages that are delivered again: a dead execution loses its run, a live one keeps it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.utils import timezone
+
+from django_run_cancel.exceptions import RunCancelled, RunInProgress
+from django_run_cancel.execution import execution
+from django_run_cancel.execution.liveness import (
+    Liveness,
+    Owner,
+    look_at_owner,
+    seconds_until_dead,
+    wait_for_owner,
+)
+from django_run_cancel.models import run_rows
+from django_run_cancel.states import HANDED_BACK, RunStatus, StopState
+from tests.execution.helpers import cancel, fresh, run_async
+from tests.helpers import make_run, statuses
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("watched")]
+
+
+def run_of_a_dead_worker(silent_for: float = 0.0) -> Any:
+    """Return a run whose process was killed: nobody writes its heartbeat."""
+    return make_run(
+        RunStatus.RUNNING,
+        execution_id=uuid4(),
+        heartbeat_at=timezone.now() - timedelta(seconds=silent_for),
+    )
+
+
+class TestOwner:
+    def test_waits_for_three_heartbeats(self, settings: Any) -> None:
+        assert seconds_until_dead() == 45
+        settings.RUN_CANCEL_HEARTBEAT_SECONDS = 2
+        assert seconds_until_dead() == 6
+        settings.RUN_CANCEL_TAKE_OVER_SECONDS = 100
+        assert seconds_until_dead() == 100
+
+    def test_silent(self) -> None:
+        owner = look_at_owner(run_of_a_dead_worker(silent_for=10).run_id)
+        assert owner.liveness is Liveness.SILENT
+        assert 0 < owner.dead_in <= 35
+
+    def test_dead(self) -> None:
+        run = run_of_a_dead_worker(silent_for=60)
+        owner = look_at_owner(run.run_id)
+        assert owner == Owner(Liveness.DEAD, run.execution_id, owner.heartbeat_at, 0.0)
+
+    def test_dead_without_any_heartbeat(self) -> None:
+        run = make_run(RunStatus.RUNNING)
+        assert look_at_owner(run.run_id).liveness is Liveness.DEAD
+        with execution(run.run_id, take_over="if_dead"):
+            pass
+        assert fresh(run).status == RunStatus.COMPLETED
+
+    def test_alive_since_its_heartbeat_advances(self) -> None:
+        run = run_of_a_dead_worker(silent_for=10)
+        before = look_at_owner(run.run_id)
+        assert look_at_owner(run.run_id, before).liveness is Liveness.SILENT
+        run_rows(pk=run.pk).update(heartbeat_at=timezone.now())
+        assert look_at_owner(run.run_id, before).liveness is Liveness.ALIVE
+
+    def test_alive_since_another_has_started(self) -> None:
+        run = run_of_a_dead_worker(silent_for=10)
+        before = look_at_owner(run.run_id)
+        run_rows(pk=run.pk).update(execution_id=uuid4())
+        assert look_at_owner(run.run_id, before).liveness is Liveness.ALIVE
+
+    @pytest.mark.parametrize("status", [RunStatus.QUEUED, RunStatus.FAILED, RunStatus.CANCELLED])
+    def test_not_running(self, status: str) -> None:
+        assert wait_for_owner(make_run(status).run_id) is Liveness.NOT_RUNNING
+
+    def test_unknown(self) -> None:
+        assert wait_for_owner("tsk_unknown") is Liveness.NOT_RUNNING
+
+
+class TestDeliveredAgain:
+    def test_after_the_worker_was_killed(self, settings: Any) -> None:
+        settings.RUN_CANCEL_TAKE_OVER_SECONDS = 0.5
+        run = run_of_a_dead_worker()
+        with execution(run.run_id, take_over="if_dead") as executed:
+            silence = executed.run.heartbeat_at - run.heartbeat_at
+            assert silence.total_seconds() > 0.5  # not before it is known
+            assert fresh(run).execution_id == executed.execution_id
+        assert fresh(run).status == RunStatus.COMPLETED
+
+    def test_while_the_worker_lives(self, settings: Any) -> None:
+        settings.RUN_CANCEL_HEARTBEAT_SECONDS = 0.05
+        settings.RUN_CANCEL_TAKE_OVER_SECONDS = 600
+        run = make_run()
+        with execution(run.run_id, heartbeat="process") as first:
+            with pytest.raises(RunInProgress), execution(run.run_id, take_over="if_dead"):
+                pytest.fail("It started twice.")
+            assert not first.cancel_requested
+        assert fresh(run).status == RunStatus.COMPLETED
+
+    def test_two_at_once(self, settings: Any, monkeypatch: Any) -> None:
+        """One takes it over; the other finds that when it tries to."""
+        settings.RUN_CANCEL_TAKE_OVER_SECONDS = 600
+        run = run_of_a_dead_worker()
+        monkeypatch.setattr(
+            "django_run_cancel.execution.block.wait_for_owner", lambda *args: Liveness.DEAD
+        )
+        with pytest.raises(RunInProgress), execution(run.run_id, take_over="if_dead"):
+            pytest.fail("It started twice.")
+        assert fresh(run).execution_id == run.execution_id
+
+    def test_handed_back_meanwhile(self, monkeypatch: Any) -> None:
+        run = run_of_a_dead_worker()
+
+        def wait(run_id: str, delays: Any) -> Liveness:
+            values = {"status": RunStatus.QUEUED, "execution_id": HANDED_BACK}
+            run_rows(pk=run.pk).update(**values)
+            return Liveness.NOT_RUNNING
+
+        monkeypatch.setattr("django_run_cancel.execution.block.wait_for_owner", wait)
+        with execution(run.run_id, take_over="if_dead"):
+            pass
+        assert fresh(run).status == RunStatus.COMPLETED
+
+    def test_cancelled_after_its_worker_had_died(self) -> None:
+        """It does not run, and says nothing of the execution that nobody has heard of."""
+        run = run_of_a_dead_worker(silent_for=60)
+        cancel(run)
+        with pytest.raises(RunCancelled), execution(run.run_id, take_over="if_dead"):
+            pytest.fail("It came back.")
+        assert fresh(run).stop_state == StopState.STOPPING
+
+    def test_coroutine__is_refused_at_once(self) -> None:
+        run = run_of_a_dead_worker()
+
+        async def main() -> None:
+            async with execution(run.run_id):
+                pytest.fail("It started twice.")
+
+        with pytest.raises(RunInProgress):
+            run_async(main)
+        assert fresh(run).execution_id == run.execution_id
+
+    def test_coroutines(self, settings: Any) -> None:
+        settings.RUN_CANCEL_HEARTBEAT_SECONDS = 0.05
+        settings.RUN_CANCEL_TAKE_OVER_SECONDS = 0.5
+        run, alive = run_of_a_dead_worker(), make_run()
+
+        async def main() -> None:
+            async with execution(run.run_id, take_over="if_dead"):
+                pass
+            settings.RUN_CANCEL_TAKE_OVER_SECONDS = 600
+            async with execution(alive.run_id, heartbeat="process"):
+                with pytest.raises(RunInProgress):
+                    async with execution(alive.run_id, take_over="if_dead"):
+                        pytest.fail("It started twice.")
+
+        run_async(main)
+        assert statuses(run, alive) == [RunStatus.COMPLETED] * 2
+
+    def test_another_word(self) -> None:
+        with pytest.raises(ValueError, match="take_over must be"):
+            execution("tsk_1", take_over="always")  # type: ignore[arg-type]
+
+
+def test_two_statements_in_the_life_of_an_execution(django_assert_max_num_queries: Any) -> None:
+    """One starts it and one ends it; a third reads it where the database returns no rows."""
+    run = make_run()
+    with django_assert_max_num_queries(3), execution(run.run_id):
+        pass
