@@ -1,0 +1,1 @@
+"""Measurements of what cancelling costs, run by `make bench`."""

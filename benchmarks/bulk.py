@@ -1,0 +1,212 @@
+"""How fast a bulk cancellation is, against hand-written SQL that cancels in chunks.
+
+Run it with ``python -m benchmarks.bulk [RUNS]``: as many active runs are cancelled, among as many
+completed ones. ``DATABASE_URL`` chooses the database; the runs live in a test database. Both ways
+write the same columns of runs and items. Meanwhile another process cancels single runs, as clients
+do, except on SQLite, which has one writer at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+CHUNK = 1_000
+BATCH = 10_000
+QUIET_SECONDS = 5.0
+
+
+def main(count: int) -> None:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+    import django
+
+    django.setup()
+    from django.db import connection
+
+    connection.creation.create_test_db(verbosity=0, autoclobber=True)
+    try:
+        print(f"{count:,} active runs of {2 * count:,}, {connection.vendor}")
+        fill(count)
+        by_hand = measure_by_hand(count)
+        print(f"hand-written SQL: {by_hand:,.0f} runs a second")
+        fill(count)
+        ours = measure_ours(count)
+        print(f"bulk cancellation: {ours:,.0f} runs a second, {ours / by_hand:.0%} of that")
+        if connection.vendor != "sqlite":
+            fill(count)
+            measure_others(count)
+    finally:
+        connection.creation.destroy_test_db(connection.settings_dict["NAME"], verbosity=0)
+
+
+def fill(count: int) -> None:
+    """Begin with a new table of active and completed runs, in turn."""
+    from django.db import connection
+
+    from django_run_cancel.models import Cancellation, get_run_model
+
+    rows = get_run_model()._base_manager
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            tables = ", ".join(connection.ops.quote_name(name) for name in tables_of(connection))
+            cursor.execute(f"TRUNCATE {tables} CASCADE")
+        else:
+            rows.all()._raw_delete(connection.alias)
+            Cancellation.objects.all().delete()
+    common = {"backend": "celery", "title": "project.tasks.crawl"}
+    for start in range(0, 2 * count, BATCH):
+        numbers = range(start, min(start + BATCH, 2 * count))
+        rows.bulk_create(
+            rows.model(
+                run_id=f"tsk_{number:032}",
+                external_id=f"job-{number}",
+                status="completed" if number % 2 else "queued",
+                **common,
+            )
+            for number in numbers
+        )
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("VACUUM ANALYZE")
+            cursor.execute("CHECKPOINT")
+
+
+def tables_of(connection: Any) -> list[str]:
+    from django_run_cancel import models
+
+    return [
+        model._meta.db_table
+        for model in (
+            *(models.get_run_model(), models.Cancellation),
+            *(models.CancellationItem, models.CancellationChunk),
+        )
+    ]
+
+
+def measure_by_hand(count: int) -> float:
+    from django.db import connection, transaction
+
+    from django_run_cancel.models import Cancellation
+
+    record = Cancellation.objects.create(requested_by="benchmark", source="python")
+    run, _, item, _ = (connection.ops.quote_name(name) for name in tables_of(connection))
+    active = "status IN ('created', 'queued', 'running', 'paused')"
+    now = "CURRENT_TIMESTAMP"
+    last, done, started = 0, 0, time.perf_counter()
+    while True:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(
+                f"SELECT MAX(id), COUNT(*) FROM (SELECT id FROM {run} WHERE {active} AND id > %s"
+                f" ORDER BY id LIMIT {CHUNK}) part",
+                [last],
+            )
+            until, found = cursor.fetchone()
+            if not found:
+                break
+            where = f"WHERE {active} AND id > %s AND id <= %s"
+            cursor.execute(
+                f"INSERT INTO {item} (cancellation_id, run_id, outcome, via, previous_status,"
+                " backend, external_id, delivery, attempts, next_attempt_at, last_error,"
+                f" {connection.ops.quote_name('force')},"
+                " handling, handling_attempts, handling_error)"
+                " SELECT %s, run_id, 'cancelled', 'requested', status, backend, external_id,"
+                f" 'pending', 0, {now}, '', false, 'not_needed', 0, '' FROM {run} {where}",
+                [record.pk, last, until],
+            )
+            cursor.execute(
+                f"UPDATE {run} SET status = 'cancelled', finished_at = {now}, cancellation_id = %s,"
+                f" stop_state = 'never_started', stopped_at = {now} {where}",
+                [record.pk, last, until],
+            )
+        last, done = until, done + found
+    assert done == count
+    return count / (time.perf_counter() - started)
+
+
+def measure_ours(count: int) -> float:
+    from django_run_cancel.cancellation import (
+        advance_bulk_cancellations,
+        preview_bulk_cancellation,
+        start_bulk_cancellation,
+    )
+    from django_run_cancel.models import get_run_model
+
+    runs = get_run_model()._base_manager.filter(status="queued")
+    started = time.perf_counter()
+    preview_bulk_cancellation(runs, requested_by="benchmark")
+    previewed = time.perf_counter()
+    record = start_bulk_cancellation(runs, requested_by="benchmark").cancellation
+    selected = time.perf_counter()
+    print(f"  preview {previewed - started:.2f} s, selection {selected - previewed:.2f} s")
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    longest = 0.0
+    while True:
+        begun = time.perf_counter()
+        if not advance_bulk_cancellations(0):
+            break
+        longest = max(longest, time.perf_counter() - begun)
+    seconds = time.perf_counter() - previewed
+    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+    print(f"  longest transaction {longest * 1_000:.0f} ms, memory +{more / 1_024:.0f} MB")
+    record.refresh_from_db()
+    assert (record.state, record.cancelled_count) == ("completed", count)
+    return count / seconds
+
+
+def measure_others(count: int) -> None:
+    """Measure how long clients wait that cancel single runs, before and meanwhile."""
+    from django.db import connection
+
+    from django_run_cancel.cancellation import advance_bulk_cancellations, start_bulk_cancellation
+    from django_run_cancel.models import get_run_model
+
+    name = str(connection.settings_dict["NAME"])
+    url = os.environ["DATABASE_URL"].rpartition("/")[0] + "/" + name
+    command = [sys.executable, "-m", "benchmarks.bulk", "client"]
+    environment = {**os.environ, "DATABASE_URL": url}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as client:
+        time.sleep(QUIET_SECONDS)
+        runs = get_run_model()._base_manager.filter(status="queued")
+        start_bulk_cancellation(runs, requested_by="benchmark")
+        begun = time.time()
+        while advance_bulk_cancellations(1):
+            pass
+        ended = time.time()
+        client.terminate()
+        assert client.stdout is not None
+        waits = [tuple(map(float, line.split())) for line in client.stdout]
+    quiet = [wait for at, wait in waits if at < begun]
+    busy = [wait for at, wait in waits if begun < at < ended]
+    before, meanwhile = (statistics.quantiles(each, n=20)[-1] for each in (quiet, busy))
+    print(
+        f"  one run cancelled by others, p95: {before * 1_000:.1f} ms, and {meanwhile * 1_000:.1f}"
+        f" ms meanwhile ({meanwhile / before:.1f}x)"
+    )
+
+
+def client() -> None:
+    """Cancel single runs, and print when each was asked for and how long it took."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+    import django
+
+    django.setup()
+    from django_run_cancel.cancellation import cancel_runs
+    from django_run_cancel.models import get_run_model
+
+    while True:
+        run = get_run_model()._base_manager.create(status="running", run_type="single")
+        asked, started = time.time(), time.perf_counter()
+        cancel_runs([run.run_id], requested_by="client")
+        print(asked, time.perf_counter() - started, flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["client"]:
+        client()
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)

@@ -1,0 +1,193 @@
+"""Checks of this project in environments of their own: ``nox --list`` shows them.
+
+``.ci/run`` runs them all. PostgreSQL, MariaDB, Redis and RabbitMQ are expected at the URLs below;
+each session uses a database of its own name.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2026.2.9"
+nox.options.default_venv_backend = "uv"
+nox.options.sessions = ["lint", "types", "docs", "schema"]
+
+POSTGRESQL_URL = os.environ.get("POSTGRESQL_URL", "postgres://root@127.0.0.1:5432/run_cancel")
+MARIADB_URL = os.environ.get("MARIADB_URL", "mysql://root@127.0.0.1:3306/run_cancel")
+
+WITHOUT_SERVERS = ("-m", "not broker and not browser")
+
+# What is the same on each database: servers, documents, and projects of the tests' own.
+ONCE = tuple(
+    f"--ignore=tests/{path}"
+    for path in (
+        "api/test_live.py",
+        "api/test_schema.py",
+        "api/test_schemathesis.py",
+        "backends/test_process.py",
+        "execution/test_greenlets.py",
+        "test_docs.py",
+        "test_hosts.py",
+        "test_translations.py",
+    )
+)
+
+# Tests with workers mostly wait for them. A test class or module stays in one process.
+PARALLEL = ("--numprocesses", "2", "--dist", "loadscope")
+
+# A published client of the API, run unmodified. Its dependencies clash with other tools.
+API_CLIENT = "skyvern==1.0.56"
+
+
+def install(session: nox.Session, *groups: str, django: str = "", lowest: bool = False) -> None:
+    """Install this package with dependency groups: the newest versions, or the oldest allowed."""
+    requirements = ["--editable", "."]
+    for group in groups:
+        requirements += ["--group", group]
+    if django:
+        requirements.append(f"django=={django}.*")
+    if lowest:
+        requirements += ["--resolution", "lowest-direct"]
+    session.install(*requirements)
+    if "test" in groups:
+        session.install("--no-deps", API_CLIENT)
+
+
+def pytest(
+    session: nox.Session,
+    *arguments: str,
+    database: str = "",
+    settings: str = "tests.settings",
+    coverage: bool = False,
+) -> None:
+    """Run tests against a database named after the session; SQLite by default."""
+    env = {"DJANGO_SETTINGS_MODULE": settings, "RUN_CANCEL_REQUIRE_SERVICES": "1"}
+    if database:
+        env["DATABASE_URL"] = f"{database}_{session.name.partition('-')[0]}"
+    if coverage:
+        # Combined by the session "coverage".
+        env["COVERAGE_FILE"] = str(Path(".coverage").resolve()) + f".{session.name}"
+        arguments = ("--cov=django_run_cancel", "--cov-branch", "--cov-report=", *arguments)
+    versions = (
+        "import sys, django;print('Python', sys.version.split()[0], 'Django', django.__version__)"
+    )
+    session.run("python", "-c", versions)
+    session.run("python", "-m", "pytest", "-q", *arguments, *session.posargs, env=env)
+
+
+@nox.session(python="3.12")
+def mariadb(session: nox.Session) -> None:
+    """Test on MariaDB with Django 6.0."""
+    install(session, "test", django="6.0")
+    pytest(session, *WITHOUT_SERVERS, *ONCE, database=MARIADB_URL, coverage=True)
+
+
+@nox.session(python="3.13")
+def swapped(session: nox.Session) -> None:
+    """Test a host with a run model of its own, on PostgreSQL with Django 6.1."""
+    install(session, "test", django="6.1")
+    executors = "--ignore=tests/backends"  # they know ids of runs, no models
+    arguments = (*WITHOUT_SERVERS, *ONCE, executors)
+    pytest(session, *arguments, database=POSTGRESQL_URL, settings="tests.settings_swapped")
+
+
+@nox.session(python="3.11")
+def lowest(session: nox.Session) -> None:
+    """Test on PostgreSQL with the oldest version of each dependency that pyproject.toml allows."""
+    install(session, "test", lowest=True)
+    session.run("uv", "pip", "list")
+    recipes = "--ignore=tests/test_recipes.py"  # they install the newest versions
+    # Each executor once. The session "brokers" has their other brokers, pools and signals.
+    variants = ("-k", "not (TestTracked or RabbitMQ or RedisThreads or RedisSignal)")
+    arguments = ("-m", "not browser", *variants, recipes, *PARALLEL)
+    pytest(session, *arguments, database=POSTGRESQL_URL, coverage=True)
+
+
+@nox.session(python="3.13")
+def brokers(session: nox.Session) -> None:
+    """Test the backends and integrations with Redis and RabbitMQ, on PostgreSQL."""
+    install(session, "test", django="5.2")
+    pytest(session, "-m", "broker", *PARALLEL, database=POSTGRESQL_URL, coverage=True)
+
+
+@nox.session(python="3.13")
+def browser(session: nox.Session) -> None:
+    """Test the admin in Chromium, plain and with three themes."""
+    install(session, "test", "browser", django="6.1")
+    session.run("make", "axe", external=True)
+    pytest(session, "-m", "browser", database=POSTGRESQL_URL)
+    for theme in ("unfold", "grappelli", "jazzmin"):
+        pytest(session, "tests/browser/test_themes.py", settings=f"tests.settings_{theme}")
+
+
+@nox.session(python="3.11")
+def coverage(session: nox.Session) -> None:
+    """Report what the tests of all sessions have covered together; less than all is an error."""
+    session.install("coverage>=7.10")
+    session.run("coverage", "combine")
+    session.run("coverage", "report", "--fail-under=100")
+
+
+@nox.session(python="3.13")
+def lint(session: nox.Session) -> None:
+    """Check style and the order of imports."""
+    install(session, "lint")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("lint-imports")
+
+
+@nox.session(python="3.13")
+def types(session: nox.Session) -> None:
+    """Check the types of the package, and of a host with and without the Django plugin of mypy."""
+    install(session, "types")
+    session.run("mypy")
+    for host in sorted(map(str, Path("tests/typing").glob("*.py"))):
+        session.run("mypy", host)
+        # Of what has been checked with the plugin, mypy's cache is of no use without it.
+        session.run("mypy", "--config-file=", "--strict", "--cache-dir=/dev/null", host)
+        session.run("pyright", host)
+
+
+@nox.session(python="3.13")
+def docs(session: nox.Session) -> None:
+    """Build the documentation; warnings are errors."""
+    install(session, "docs")
+    session.run("sphinx-build", "-q", "-W", "-b", "html", "docs", session.create_tmp() + "/html")
+
+
+@nox.session(python="3.13")
+def schema(session: nox.Session) -> None:
+    """Validate the OpenAPI documents of two hosts and of the example."""
+    install(session, "test", django="6.1")
+    folder = Path(session.create_tmp())
+    hosts = {
+        "default": ("tests.settings", "."),
+        "swapped": ("tests.settings_swapped", "."),
+        "example": ("config.settings", "example_project"),
+    }
+    for name, (settings, path) in hosts.items():
+        command = ["-W", "error", "-m", "django", "spectacular", "--validate", "--fail-on-warn"]
+        env = {"DJANGO_SETTINGS_MODULE": settings, "PYTHONPATH": path}
+        session.run("python", *command, "--file", str(folder / f"{name}.yaml"), env=env)
+    # The recommended rules of Spectral and Redocly, from npm.
+    session.run("python", "-m", "tools.lint_openapi", str(folder / "linters"))
+
+
+@nox.session(python="3.13")
+def wheel(session: nox.Session) -> None:
+    """Build the package, install the wheel, and cancel a run with it outside of this folder."""
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder / "dist", ignore_errors=True)
+    session.install("build", "twine")
+    session.run("python", "-m", "build", "--outdir", str(folder / "dist"), silent=True)
+    packages = [str(path) for path in sorted((folder / "dist").iterdir())]
+    session.run("twine", "check", "--strict", *packages)
+    session.install("--reinstall", *[path for path in packages if path.endswith(".whl")])
+    smoke = Path(".ci/smoke.py").resolve()
+    with session.chdir(folder):
+        session.run("python", str(smoke))
