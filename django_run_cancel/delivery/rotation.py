@@ -34,11 +34,13 @@ class Rotation:
             limit: How many at most.
         """
         rows = rows.order_by(self._field, "pk")
+        found = []
         if self._after is not None:
             value, pk = self._after
             same = Q(**{self._field: value}, pk__gt=pk)
-            rows = rows.filter(Q(**{f"{self._field}__gt": value}) | same)
-        found = _unlocked(rows, limit)
+            found = _unlocked(rows.filter(Q(**{f"{self._field}__gt": value}) | same), limit)
+        if not found:  # behind the last row: whoever stops when nothing is left must not stop yet
+            found = _unlocked(rows, limit)
         self._window = [(getattr(row, self._field), row.pk) for row in found]
         self._limit = limit
         if len(found) < limit:

@@ -135,6 +135,15 @@ def test_items_that_cannot_be_written__to_be_told(dummy: DummyBackend) -> None:
     assert not CancellationItem.objects.exclude(delivery="delivered").exists()
 
 
+def test_behind_the_last_item__starts_again(dummy: DummyBackend) -> None:
+    """A step that has nothing to report says that nothing is due."""
+    for _ in range(LIMIT):
+        cancelled(external_id="bad")
+    with refused_items():
+        assert not deliver_due(LIMIT)
+    assert deliver_due(LIMIT).delivered == LIMIT
+
+
 def test_items_that_cannot_be_written__to_be_escalated(dummy: DummyBackend) -> None:
     bad = [cancelled(external_id="bad") for _ in range(3 * LIMIT)]
     good = cancelled()

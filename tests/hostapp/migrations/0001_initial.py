@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
-
 import django.db.models.deletion
 import django.utils.timezone
 from django.db import migrations, models
 
 import django_run_cancel.models.fields
 import django_run_cancel.models.indexes
+import tests.hostapp.models
 
 
 class Migration(migrations.Migration):
@@ -160,7 +159,10 @@ class Migration(migrations.Migration):
                 (
                     "key",
                     models.UUIDField(
-                        default=uuid.uuid4, editable=False, primary_key=True, serialize=False
+                        default=tests.hostapp.models.descending_key,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
                     ),
                 ),
                 ("priority", models.IntegerField(default=0)),
