@@ -18,6 +18,7 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import ISO_8601, serializers
 
+from django_run_cancel.cancellation.filters import is_metadata_key
 from django_run_cancel.conf import settings
 from django_run_cancel.models import ApiKey
 from django_run_cancel.models.ids import is_storable
@@ -241,7 +242,7 @@ class MetadataField(serializers.Field[Any, Any, Any, Any]):
 
     default_error_messages = {
         "dict_invalid": "Input should be an object with 1 to {keys} keys. These are of 1 to "
-        "{length} characters, without NUL, and no whole numbers",
+        '{length} characters, without NUL and ", no whole numbers, and do not begin with -',
         "scalar_type": "Input should be text of at most {length} characters, without NUL, a "
         "finite number of up to 64 bits, true, false or null",
     }
@@ -269,11 +270,7 @@ class MetadataField(serializers.Field[Any, Any, Any, Any]):
 
 
 def _is_metadata_key(key: str) -> bool:
-    try:
-        int(key)
-    except ValueError:
-        return bool(key) and is_storable(key, MAX_METADATA_LENGTH)
-    return False  # Django would look for an item of a list
+    return is_metadata_key(key) and is_storable(key, MAX_METADATA_LENGTH)
 
 
 def _is_scalar(value: Any) -> bool:

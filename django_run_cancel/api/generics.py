@@ -75,6 +75,14 @@ class RunCancelView(GenericAPIView[M]):
         return view
 
     @property
+    def default_response_headers(self) -> dict[str, str]:
+        """Return what every answer has: it is for one caller, and no cache may give it to others.
+
+        Django's cache middleware and proxies know callers by their cookies, not by their keys.
+        """
+        return {**super().default_response_headers, "Cache-Control": "no-store, private"}
+
+    @property
     def throttle_scope(self) -> str:
         """Which of the host's rates counts."""
         return "run_read" if self.request.method in SAFE_METHODS else "run_cancel"

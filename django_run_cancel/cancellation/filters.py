@@ -37,20 +37,25 @@ def filter_runs(runs: QuerySet[Any], filters: Mapping[str, Any]) -> QuerySet[Any
     Args:
         runs: The runs to choose from.
         filters: By their names in ``FILTERS``: ``status`` is a list, times are ``datetime``,
-            ``ancestor`` is the id of a run whose descendants are meant, ``metadata`` the values of
-            keys at the top. The others are text, compared exactly.
+            ``ancestor`` is the id of one of the runs to choose from, whose descendants are meant,
+            ``metadata`` the values of keys at the top. The others are text, compared exactly.
 
     Raises:
-        ValueError: There is no filter; all runs would match.
+        ValueError: There is no filter, so that all runs would match; or a key of the metadata is
+            none that every database can look for.
         KeyError: There is no filter of that name.
     """
     if not filters:
         raise ValueError("Name at least one filter: without any, all runs would match.")
+    scope = runs
     for name, value in filters.items():
         if name == "ancestor":
-            runs = runs.filter(pk__in=keys_below(runs.model, value, runs.db))
+            # How many there are below a run out of reach is not even counted: it takes time.
+            runs = runs.filter(pk__in=keys_below(scope.filter(run_id=value), runs.db))
         elif name == "metadata":
             for key, wanted in value.items():
+                if not is_metadata_key(key):
+                    raise ValueError(f"Runs cannot be found by the key {key!r} of their metadata.")
                 # Not metadata__key: a key may look like a lookup.
                 runs = runs.alias(wanted_metadata=KeyTransform(key, "metadata"))
                 runs = runs.filter(wanted_metadata=wanted)
@@ -64,3 +69,16 @@ def filter_runs(runs: QuerySet[Any], filters: Mapping[str, Any]) -> QuerySet[Any
         else:
             runs = runs.filter(**{LOOKUPS[name]: value})
     return runs
+
+
+def is_metadata_key(key: str) -> bool:
+    """Tell whether every database can look for a key of the metadata.
+
+    Django takes a whole number for the index of a list. SQLite finds no key with a quotation mark,
+    and MariaDB none that begins with a minus.
+    """
+    try:
+        int(key)
+    except ValueError:
+        return bool(key) and '"' not in key and not key.startswith("-")
+    return False

@@ -127,19 +127,23 @@ def _read_all_below(pks: Iterable[Any], model: type[Model], using: str, limit: i
     return found
 
 
-def keys_below(model: type[Model], run_id: str, using: str) -> RawSQL:
-    """Return a subquery of the keys of all descendants of a run.
+def keys_below(scope: QuerySet[Any], using: str) -> RawSQL | list[Any]:
+    """Return a subquery of the keys of all descendants of these runs, or nothing without any.
 
     MariaDB and MySQL end it after 1,000 levels.
     """
+    try:
+        query, params = scope.order_by().values("pk").query.get_compiler(using).as_sql()
+    except EmptyResultSet:
+        return []
     sql = (
-        "WITH RECURSIVE below (pk) AS ("
-        "SELECT child.{pk} FROM {table} child JOIN {table} run ON child.{parent} = run.{pk}"
-        " WHERE run.{run_id} = %s UNION"
+        "WITH RECURSIVE asked (pk) AS ({scope}), below (pk) AS ("
+        "SELECT child.{pk} FROM {table} child JOIN asked ON child.{parent} = asked.pk UNION"
         " SELECT child.{pk} FROM {table} child JOIN below ON child.{parent} = below.pk"
         ") SELECT pk FROM below"
-    ).format(**names_of(model, using))
-    return RawSQL(sql, [run_id])  # noqa: S611 - the names are those of the model
+    ).format(scope=query, **names_of(scope.model, using))
+    # The names are those of the model.
+    return RawSQL(sql, params)  # noqa: S611  # nosec B611
 
 
 def read_children(model: type[Model], pks: Iterable[Any], using: str) -> set[Any]:

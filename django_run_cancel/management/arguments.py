@@ -11,6 +11,7 @@ from typing import Any
 
 from django.utils.timezone import is_naive, make_aware
 
+from django_run_cancel.cancellation.filters import is_metadata_key
 from django_run_cancel.models.ids import is_storable
 from django_run_cancel.states import ACTIVE, RunStatus
 
@@ -73,11 +74,17 @@ def key_and_value(text: str) -> tuple[str, Any]:
     """Read ``KEY=VALUE``; a value that is a JSON number, boolean, null or string is taken as one.
 
     Raises:
-        ArgumentTypeError: There is no key or no sign, or no database can hold the text.
+        ArgumentTypeError: There is no key or no sign, or no database can hold the text or look for
+            the key.
     """
     key, sign, value = text.partition("=")
     if not (key and sign and is_storable(text, MAX_METADATA_LENGTH)):
         raise ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
+    if not is_metadata_key(key):
+        raise ArgumentTypeError(
+            f"{key!r} cannot be looked for: a key is no whole number, has no quotation mark, and "
+            "does not begin with a minus"
+        )
     return key, _json_or_text(value)
 
 

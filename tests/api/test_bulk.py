@@ -108,13 +108,42 @@ class TestStart:
             *(({"metadata": {"n": value}}, []) for value in ("1", True, None)),
             *(
                 ({"metadata": {key: 1}}, [])
-                for key in ("%s", '"', "'", "\\", "$", "*", "[0]", "é🦀", " ")
+                for key in ("%s", "'", "\\", "$", "*", "[0]", "é🦀", " ")
             ),
         ):
             body = {"filter": filters, "dry_run": True}
             answer = assert_sound(api.send(CANCELLATIONS, body), 200)
             found = [item["run_id"] for item in answer["sample"] if item["via"] == "requested"]
             assert (answer["count"], set(found)) == (len(expected), set(ids(expected))), filters
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            *["a'b", "a\\b", "\\", "a]b", "[0]", "$", "$.a", "*", "**", "a.b", " ", "%s", "%(x)s"],
+            *[
+                "é",
+                "🦀",
+                "\n",
+                "\x01",
+                "\u202e",
+                "__",
+                "a__exact",
+                "a-b",
+                "1.0",
+                "?",
+                ":a",
+                "x" * 255,
+            ],
+        ],
+    )
+    def test_any_key_of_the_metadata(self, key: str, api: ApiClient) -> None:
+        for value in (1, "x", None):
+            run = make_run(metadata={key: value, "a": 5})
+            body = {"filter": {"metadata": {key: value}}, "dry_run": True}
+            (found,) = assert_sound(api.send(CANCELLATIONS, body), 200)["sample"]
+            assert found["run_id"] == run.run_id
+            body = {"filter": {"metadata": {key: "other"}}, "dry_run": True}
+            assert assert_sound(api.send(CANCELLATIONS, body), 200)["count"] == 0
 
     def test_selection_is_recorded_in_one_form(self, api: ApiClient) -> None:
         sent = {

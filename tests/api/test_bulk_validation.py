@@ -74,6 +74,8 @@ class TestValidation:
             ("metadata", {"0": 1}, "dict_invalid"),
             ("metadata", {"-1": 1}, "dict_invalid"),
             ("metadata", {"a\0": 1}, "dict_invalid"),
+            ("metadata", {'a"b': 1}, "dict_invalid"),
+            ("metadata", {"-a": 1}, "dict_invalid"),
             ("metadata", {"k" * 256: 1}, "dict_invalid"),
         ],
     )

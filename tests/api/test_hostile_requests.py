@@ -58,6 +58,13 @@ def test_method__not_allowed(method: str, api: ApiClient) -> None:
             assert response["Allow"] == allowed
 
 
+@pytest.mark.parametrize("key", [True, False])
+def test_any__is_for_one_caller(key: bool, api: ApiClient) -> None:
+    for path in ENDPOINTS:
+        response = ask(api if key else ApiClient(), path)
+        assert response["Cache-Control"] == "no-store, private"
+
+
 def test_method__head(api: ApiClient) -> None:
     for path in GETS:
         looked, asked = api.get(path), api.head(path)

@@ -9,7 +9,15 @@ import pytest
 from django.http import HttpResponse
 
 from django_run_cancel.models import Cancellation, CancellationItem
-from tests.api.helpers import BULK, UNKNOWN, assert_sound, cursor, key_client, statements
+from tests.api.helpers import (
+    BULK,
+    CANCELLATIONS,
+    UNKNOWN,
+    assert_sound,
+    cursor,
+    key_client,
+    statements,
+)
 from tests.helpers import ApiClient, ids, make_run, make_runs, statuses
 
 pytestmark = pytest.mark.django_db
@@ -132,6 +140,37 @@ def test_filter__parent_of_another_tenant() -> None:
     assert client.get("/v1/runs", {"parent": foreign.run_id}).json()["results"] == []
     (found,) = client.get("/v1/runs", {"parent": parent.run_id}).json()["results"]
     assert (found["run_id"], found["parent_run_id"]) == (child.run_id, parent.run_id)
+
+
+def test_filter__ancestor_of_another_tenant() -> None:
+    """The tree of a run out of reach is not walked: its size would show in the time."""
+    foreign = make_run(tenant="rival")
+    below = make_run(parent=foreign, tenant="rival")
+    own = make_run(parent=below, tenant="acme")
+    make_run(parent=own, tenant="acme")
+    client = key_client("acme")
+    for ancestor, count in ((foreign, 0), (below, 0), (own, 1)):
+        body = {"filter": {"ancestor": ancestor.run_id}, "dry_run": True}
+        assert assert_sound(client.send(CANCELLATIONS, body), 200)["count"] == count
+
+
+def test_answers__no_cache_keeps_them(settings: Any) -> None:
+    """Django's cache for a whole site knows callers by their cookies, not by their keys."""
+    settings.MIDDLEWARE = [
+        "django.middleware.cache.UpdateCacheMiddleware",
+        *settings.MIDDLEWARE,
+        "django.middleware.cache.FetchFromCacheMiddleware",
+    ]
+    run = make_run(tenant="acme")
+    own = key_client("acme")
+    record = own.cancel([run.run_id])["Cancellation-Id"]
+    for path in (
+        *("/v1/runs", f"/v1/runs/{run.run_id}", "/v1/cancellations"),
+        *(f"/v1/cancellations/{record}", f"/v1/cancellations/{record}/items"),
+    ):
+        told = assert_sound(own.get(path), 200)
+        assert_sound(ApiClient().get(path), 403)
+        assert key_client("rival").get(path).json() != told
 
 
 def test_cancel__key_of_another_tenant() -> None:

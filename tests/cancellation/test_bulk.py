@@ -155,6 +155,15 @@ class TestFilters:
         with pytest.raises(KeyError, match="pk"):
             filter_runs(RUN._base_manager.all(), {"pk": 1})
 
+    @pytest.mark.parametrize("key", ["", "0", "-1", '"', 'a"b', "-", "-a"])
+    def test_key_that_not_every_database_can_look_for(self, key: str) -> None:
+        with pytest.raises(ValueError, match="cannot be found by the key"):
+            filter_runs(RUN._base_manager.all(), {"metadata": {"a": 1, key: 1}})
+
+    def test_below_nothing(self) -> None:
+        nothing = RUN._base_manager.none()
+        assert not filter_runs(nothing, {"ancestor": "tsk_1"}).exists()
+
 
 @pytest.mark.django_db
 class TestStarting:

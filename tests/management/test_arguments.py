@@ -62,6 +62,12 @@ def test_key_and_value(text: str, expected: Any) -> None:
     assert key_and_value(text) == expected
 
 
+@pytest.mark.parametrize("text", ["0=1", "-1=x", 'a"b=1', "-a=1"])
+def test_key_that_cannot_be_looked_for(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="cannot be looked for"):
+        key_and_value(text)
+
+
 @pytest.mark.parametrize("text", ["", "a", "=b", "a=\0", "a=\udcff", "a=" + "x" * 1_000])
 def test_no_key_and_value(text: str) -> None:
     with pytest.raises(ArgumentTypeError, match="is not of the form KEY=VALUE"):
