@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.models import CHANGE, LogEntry
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from django_run_cancel.admin.base import AnyModelAdmin
+from django_run_cancel.admin.base import AnyModelAdmin, FewLookupsMixin, searched
 from django_run_cancel.admin.worker import WorkerWarningMixin, warn_of_worker
 from django_run_cancel.models import ApiKey
 
@@ -30,7 +30,7 @@ HELP_TEXTS = {
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(WorkerWarningMixin, AnyModelAdmin):
+class ApiKeyAdmin(WorkerWarningMixin, FewLookupsMixin, AnyModelAdmin):
     """API keys. What a key may do is settled when it is created."""
 
     class Media:
@@ -47,7 +47,7 @@ class ApiKeyAdmin(WorkerWarningMixin, AnyModelAdmin):
         "last_used_at",
     )
     list_filter = ("read_only",)
-    search_fields = ("=prefix", "name", "=tenant")
+    search_fields = ("prefix", "name", "tenant")
     ordering = ("-created_at",)
     actions = ("revoke",)
     fields = ("name", "tenant", "read_only", "expires_at")
@@ -67,6 +67,14 @@ class ApiKeyAdmin(WorkerWarningMixin, AnyModelAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """Allow nothing but the name to be changed."""
         return [name for name in self.get_fields(request, obj) if obj and name != "name"]
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Find keys by a part of the name, or by the prefix or the tenant."""
+        term = search_term.strip()
+        condition = Q(name__icontains=term) | Q(prefix=term) | Q(tenant=term)
+        return searched(queryset, condition, term)
 
     @admin.display(description=gettext_lazy("state"))
     def state_label(self, row: ApiKey) -> Any:

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from django.contrib.admin import AdminSite, ModelAdmin, ShowFacets
+from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.db.models import Q, QuerySet
@@ -23,6 +24,9 @@ else:
 
 MAX_COUNTED = 10_000
 """Rows that a list counts, and that its pages reach; filters and the search reach the others."""
+
+COMPARISONS = ("exact", "in", "isnull", "gt", "gte", "lt", "lte")
+"""Lookups that the filters of Django's admin send."""
 
 HIGHEST_CHARACTER = "\U0010ffff"
 
@@ -44,8 +48,15 @@ class CappedPaginator(_Paginator):
 class CappedChangeList(ChangeList):
     """Says so when it does not show everything."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+        values = (value for _, values in request.GET.lists() for value in values)
+        # A text that PostgreSQL cannot even look for.
+        if any("\0" in value for value in values):
+            raise IncorrectLookupParameters
+        try:
+            super().__init__(request, *args, **kwargs)
+        except OverflowError as error:  # a time that in UTC has no year from 1 to 9999
+            raise IncorrectLookupParameters from error
         if getattr(self.paginator, "is_capped", False):
             self.title = _("The first %(count)d of more; filter or search to see others") % {
                 "count": MAX_COUNTED
@@ -57,7 +68,36 @@ class CappedChangeList(ChangeList):
         return super().get_ordering_field(field_name) if allowed else None
 
 
-class FastListMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
+class FewLookupsMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
+    """Lists that are filtered by what their filters and the links to them send, and nothing else.
+
+    Django lets any lookup of a field be written into the address. Some read the whole table, some
+    find out secrets a character at a time, and a regular expression can fail in the database, or
+    keep it busy.
+    """
+
+    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
+        """Tell whether the address may have this lookup."""
+        names = {_parameter_of(each) for each in self.get_list_filter(request)}
+        # Links lead to the rows that refer to another.
+        names.update(field.name for field in self.opts.fields if field.is_relation)
+        name, _, comparison = lookup.rpartition("__")
+        is_chosen = lookup in names or (name in names and comparison in COMPARISONS)
+        is_date = bool(self.date_hierarchy) and name == self.date_hierarchy
+        # Names that are no fields have no effect.
+        fields = {"pk", *(field.name for field in self.opts.fields)}
+        is_other = lookup.partition("__")[0] not in fields
+        allowed: bool = super().lookup_allowed(lookup, value, request)
+        return allowed and (is_chosen or is_date or is_other)
+
+
+def _parameter_of(list_filter: Any) -> str:
+    """Return the field that a filter of Django's is about, or the parameter of another filter."""
+    name = list_filter[0] if isinstance(list_filter, list | tuple) else list_filter
+    return name if isinstance(name, str) else name.parameter_name
+
+
+class FastListMixin(FewLookupsMixin):
     """Lists of a constant number of statements, none of which reads the whole table."""
 
     paginator: Any = CappedPaginator

@@ -28,6 +28,7 @@ from django_run_cancel.cancellation.service import cancel_runs
 from django_run_cancel.conf import settings
 from django_run_cancel.exceptions import IdempotencyKeyReused
 from django_run_cancel.models import Cancellation
+from django_run_cancel.safe_text import describe_error, printable_lines
 from django_run_cancel.states import WAITING, Outcome, Source, StopState, Via
 
 logger = logging.getLogger("django_run_cancel")
@@ -235,7 +236,8 @@ class ConfirmMixin(AddressMixin):
         except DatabaseError as error:
             # Django's table may hold less text than ours, and the user may be gone by now. The
             # record says who it was, and why.
-            logger.warning("The admin's history of %s was not written: %s", record, error)
+            shown = printable_lines(describe_error(error, 1_000))
+            logger.warning("The admin's history of %s was not written: %s", record, shown)
 
     def _tell(self, request: HttpRequest, result: CancelResult, landing: str) -> None:
         """Say what happened, with a link to the record unless its page comes next."""

@@ -104,7 +104,10 @@ def select(
             until = runs.aggregate(newest=Max("created_at"))["newest"]
         if until is not None:
             rows = rows.filter(created_at__lte=until)
-    except (IncorrectLookupParameters, SuspiciousOperation, ValidationError, ValueError) as error:
+    except (
+        *(IncorrectLookupParameters, SuspiciousOperation, ValidationError),
+        *(ValueError, OverflowError),
+    ) as error:
         raise NoSelection from error
     if getattr(listing, SEARCHED_NEWEST, None):
         raise PartialSearch

@@ -78,6 +78,15 @@ def test_revoke(chief: Client) -> None:
     assert said(chief.post(KEYS, sent)) == ["0 keys no longer work."]
 
 
+def test_search(chief: Client) -> None:
+    row, _ = ApiKey.issue("billing service", tenant="acme")
+    ApiKey.issue("other")
+    for words_of_name in ("ling serv", row.prefix, "acme", " billing "):
+        assert list(chief.get(KEYS, {"q": words_of_name}).context["cl"].result_list) == [row]
+    for term in ("service billing", "acm", row.digest, "a " * 3_000):
+        assert not chief.get(KEYS, {"q": term}).context["cl"].result_list
+
+
 def test_who_may_only_look_does_not_revoke() -> None:
     row, key = ApiKey.issue("CI")
     looker = logged_in("looker", "view_apikey")
