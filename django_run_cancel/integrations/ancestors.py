@@ -11,6 +11,7 @@ from django_run_cancel.db.trees import lock_ancestors
 from django_run_cancel.exceptions import RunCancelled
 from django_run_cancel.execution.executions import Execution
 from django_run_cancel.models import AbstractRun, run_rows
+from django_run_cancel.safe_text import printable
 from django_run_cancel.states import WAITING, RunStatus
 
 logger = logging.getLogger("django_run_cancel")
@@ -49,7 +50,9 @@ def stop_waiting_children(execution: Execution) -> None:
             record = run_rows(pk=execution.run.pk).select_related("cancellation").first()
             _cancel_below(record, children)
     except Exception:
-        logger.exception("What run %s has published was not cancelled.", execution.run_id)
+        logger.exception(
+            "What run %s has published was not cancelled.", printable(execution.run_id)
+        )
 
 
 def _cancel_below(parent: AbstractRun | None, run_ids: list[str]) -> None:

@@ -30,6 +30,7 @@ from django_run_cancel.integrations.tracking import (
     record_published,
 )
 from django_run_cancel.models import run_rows
+from django_run_cancel.safe_text import printable
 from django_run_cancel.states import RunStatus
 
 BACKEND = "django_run_cancel.backends.rq.RQBackend"
@@ -304,7 +305,9 @@ def _record(job: CancellableJob) -> None:
         if _is_tracked(job):
             record_published(_message(job))
     except Exception:
-        logger.exception("No run was created for the job %s; that is done when it starts.", job.id)
+        logger.exception(
+            "No run was created for the job %s; that is done when it starts.", printable(job.id)
+        )
 
 
 def _cancel_run(job: Job, reason: str, dependents: list[str] | tuple[str, ...] = ()) -> None:
@@ -312,7 +315,7 @@ def _cancel_run(job: Job, reason: str, dependents: list[str] | tuple[str, ...] =
         if _is_tracked(job):
             cancel_dropped(job.id, *dependents, requested_by="rq", reason=reason)
     except Exception:
-        logger.exception("The run of the job %s was not cancelled.", job.id)
+        logger.exception("The run of the job %s was not cancelled.", printable(job.id))
 
 
 def _fail_run(job: Job) -> None:
@@ -320,7 +323,7 @@ def _fail_run(job: Job) -> None:
         if _is_tracked(job):
             fail_dropped(job.id, error=AbandonedJobError("The process of the job is gone."))
     except Exception:
-        logger.exception("The run of the job %s was not ended.", job.id)
+        logger.exception("The run of the job %s was not ended.", printable(job.id))
 
 
 def _take_from_parent(job: Job, dependents: list[str]) -> None:
@@ -329,4 +332,4 @@ def _take_from_parent(job: Job, dependents: list[str]) -> None:
         if _is_tracked(job) and dependents:
             run_rows(run_id__in=dependents, parent__run_id=job.id).update(parent=None)
     except Exception:
-        logger.exception("Dependents of the job %s are cancelled with it.", job.id)
+        logger.exception("Dependents of the job %s are cancelled with it.", printable(job.id))

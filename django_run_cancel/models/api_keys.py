@@ -17,10 +17,12 @@ from django.utils.translation import gettext_lazy as _
 
 from django_run_cancel.db.clock import DatabaseNow
 from django_run_cancel.models.fields import ExactCharField, UnicodeCharField
-from django_run_cancel.safe_text import printable
+from django_run_cancel.safe_text import describe_error, printable, printable_lines
 
 TOUCH_INTERVAL = timedelta(minutes=1)
 """``last_used_at`` is at most this stale: a busy key does not write a row for each request."""
+
+MAX_ERROR_LENGTH = 1_000
 
 logger = logging.getLogger("django_run_cancel")
 
@@ -139,7 +141,8 @@ class ApiKey(models.Model):
             with transaction.atomic(using=using) if joined else nullcontext():
                 rows.update(last_used_at=now)
         except DatabaseError as error:  # read-only, as during maintenance: reading goes on
-            logger.warning("The use of %s cannot be noted: %s", printable(self.label), error)
+            shown = printable_lines(describe_error(error, MAX_ERROR_LENGTH))
+            logger.warning("The use of %s cannot be noted: %s", printable(self.label), shown)
         self.last_used_at = now
 
     @property
