@@ -39,6 +39,8 @@ ONCE = tuple(
 # Tests with workers mostly wait for them. A test class or module stays in one process.
 PARALLEL = ("--numprocesses", "2", "--dist", "loadscope")
 
+PACKAGE = "django_run_cancel"
+
 # A published client of the API, run unmodified. Its dependencies clash with other tools.
 API_CLIENT = "skyvern==1.0.56"
 
@@ -191,3 +193,22 @@ def wheel(session: nox.Session) -> None:
     smoke = Path(".ci/smoke.py").resolve()
     with session.chdir(folder):
         session.run("python", str(smoke))
+
+
+@nox.session(python="3.13")
+def security(session: nox.Session) -> None:
+    """Search the package for unsafe code; with "-- audit", dependencies for known vulnerabilities.
+
+    The audit asks a public database, and fails where that cannot be reached.
+    """
+    install(session, "security")
+    session.run("bandit", "--quiet", "--recursive", "--configfile", "pyproject.toml", PACKAGE)
+    if session.posargs != ["audit"]:
+        session.log("Dependencies were not looked at: nox -s security -- audit")
+        return
+    requirements = Path(session.create_tmp()) / "requirements.txt"
+    frozen = session.run("uv", "pip", "freeze", "--quiet", "--exclude-editable", silent=True)
+    requirements.write_text(frozen or "", "utf-8")
+    # Strict: what the database does not know, or cannot be asked about, is an error.
+    audit = ["--strict", "--no-deps", "--disable-pip", "--requirement", str(requirements)]
+    session.run("pip-audit", *audit)

@@ -12,7 +12,7 @@ import select
 import shutil
 import signal
 import socket
-import subprocess
+import subprocess  # for commands of the host's settings  # nosec B404
 import threading
 import time
 import uuid
@@ -116,7 +116,7 @@ class ProcessBackend(BaseBackend):
             with _Processes([run.external_id]) as started:
                 if started.found:
                     return
-            child = subprocess.Popen(  # noqa: S603 - the command is a setting
+            child = subprocess.Popen(  # the command is a setting  # noqa: S603  # nosec B603
                 [*self._command(run, call), *call.args],
                 cwd=call.options.get("cwd", self.options.get("CWD")),
                 env={

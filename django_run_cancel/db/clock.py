@@ -52,7 +52,7 @@ def database_now(using: str) -> datetime:
         cursor.execute(f"SELECT {now_sql(using)}")
         (value,) = cursor.fetchone()
     moment = parse_datetime(value) if isinstance(value, str) else value
-    assert isinstance(moment, datetime)  # noqa: S101 - for mypy
+    assert isinstance(moment, datetime)  # for mypy  # noqa: S101  # nosec B101
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=connection.timezone)
     return moment.astimezone(UTC)

@@ -177,7 +177,8 @@ def retry_transaction(transact: Callable[[bool], Result], using: str) -> Result:
         except OperationalError as error:
             if not (ours and _is_deadlock(error)):
                 raise
-        time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 - only spreads retries
+        # Only spreads retries.
+        time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311  # nosec B311
     return transact(False)
 
 

@@ -267,4 +267,4 @@ def described(error: BaseException) -> str:
 
 def spread(wait: timedelta) -> timedelta:
     """Return half of a time to all of it, so that what fails together is not tried together."""
-    return wait * random.uniform(0.5, 1)  # noqa: S311
+    return wait * random.uniform(0.5, 1)  # spreads retries  # noqa: S311  # nosec B311
