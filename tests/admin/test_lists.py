@@ -123,14 +123,6 @@ def test_value_that_no_database_compares(url: str, lookup: str) -> None:
     assert chief.get(f"{LIST}cancel-all/?{lookup}").status_code in {200, 302}
 
 
-def test_by_date_hierarchy(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    page_class = admin.site._registry[get_run_model()]
-    monkeypatch.setattr(page_class, "date_hierarchy", "created_at")
-    make_run(created_at="2025-05-05T00:00Z")
-    assert len(shown(operator, "?created_at__year=2025")) == 1
-    assert shown(operator, "?created_at__year=2024") == []
-
-
 def test_filter_with_a_class_of_its_own(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     page_class = admin.site._registry[get_run_model()]
     monkeypatch.setattr(page_class, "list_filter", [("backend", admin.AllValuesFieldListFilter)])

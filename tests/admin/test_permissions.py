@@ -12,7 +12,7 @@ from django.urls import URLPattern, reverse
 
 from django_run_cancel.cancellation import cancel_runs
 from django_run_cancel.models import ApiKey, Cancellation, CancellationItem, get_run_model
-from tests.admin.helpers import CANCEL, RUN, hidden, logged_in
+from tests.admin.helpers import CANCEL, LIST, RECORDS, RUN, hidden, logged_in
 from tests.helpers import make_run, statuses
 
 pytestmark = pytest.mark.django_db
@@ -50,6 +50,26 @@ def test_without_permissions(name: str, model: Any, method: str) -> None:
     anonymous = getattr(Client(), method)(url)
     assert (anonymous.status_code, "login" in anonymous["Location"]) == (302, True)
     assert getattr(logged_in("nobody"), method)(url).status_code == 403
+
+
+@pytest.mark.usefixtures("rows")
+@pytest.mark.parametrize(("name", "model"), list(names()), ids=[name for name, _ in names()])
+def test_post_without_csrf_token(name: str, model: Any) -> None:
+    chief = logged_in("chief", is_superuser=True)
+    chief.handler.enforce_csrf_checks = True
+    assert chief.post(url_of(name, model), {"confirmed": "1"}).status_code == 403
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "PURGE"])
+def test_other_methods_change_nothing(method: str) -> None:
+    run, record = make_run(), cancel_runs(["tsk_1"], requested_by="tests").cancellation
+    assert record is not None
+    chief = logged_in("chief", is_superuser=True)
+    pages = (CANCEL, f"{LIST}kill/", f"{LIST}cancel-all/", f"{RECORDS}{record.pk}/abort/")
+    for page in pages:
+        answer = chief.generic(method, f"{page}?run_id={run.run_id}")
+        assert answer.status_code in {200, 302, 405}
+    assert statuses(run) == ["queued"]
 
 
 def test_by_run_id__tells_nobody_whether_an_id_exists() -> None:

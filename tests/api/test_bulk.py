@@ -330,6 +330,14 @@ class TestIdempotency:
         assert_sound(api.cancel(["x"], idempotency_key="one"), 422)
         assert_sound(api.send(CANCELLATIONS, QUEUED, idempotency_key=" "), 422)
 
+    @pytest.mark.parametrize("body", [QUEUED, {"run_ids": ["tsk_1"]}])
+    def test_of_another_caller(self, body: Any) -> None:
+        """Nobody learns of a key that somebody else has used, nor of what for."""
+        clients = [key_client("rival"), key_client("acme"), key_client("acme"), key_client()]
+        clients.append(logged_in(make_user("cancel_run")))
+        records = [start_bulk(client, body, idempotency_key="one") for client in clients]
+        assert len({record["cancellation_id"] for record in records}) == len(clients)
+
 
 class TestLimits:
     def test_in_progress(self, settings: Any) -> None:

@@ -14,6 +14,7 @@ from django.core.handlers.asgi import ASGIRequest
 from rest_framework.request import Request
 
 from django_run_cancel.api import parsers
+from django_run_cancel.models import ApiKey, Cancellation
 from tests.api.helpers import (
     BULK,
     CANCELLATIONS,
@@ -133,6 +134,40 @@ def test_bulk__hostile_body_without_key(name: str, db: None) -> None:
     with in_time():
         response = ApiClient("rc_wrong").send(BULK, BODIES[name][0]())
     assert assert_sound(response, 403) == {"detail": "Invalid credentials"}
+
+
+def test_post__fields_that_are_not_for_clients(secret: str) -> None:
+    """Nothing but the fields that the documentation names has an effect."""
+    runs = [make_run() for _ in range(3)]
+    before = ApiKey.objects.values().get()
+    wanted = {
+        **{"status": "completed", "tenant": "rival", "stop_state": "killed", "backend": "x"},
+        **{"requested_by": "somebody", "user_id": "1", "source": "admin", "ip_address": "9.9.9.9"},
+        **{"cancellation_id": "can_x", "external_id": "x", "cancelled_count": 7, "is_staff": True},
+    }
+    client = ApiClient(secret)
+    assert_sound(client.send(BULK, {"run_ids": [runs[0].run_id], **wanted}), 200)
+    assert_sound(client.send(f"/v1/runs/{runs[1].run_id}/cancel", wanted), 200)
+    for field in wanted:
+        for body in (
+            {"run_ids": [runs[2].run_id], field: wanted[field]},
+            {"filter": {"metadata": {"a": 1}, field + "_": wanted[field]}},
+        ):
+            assert_sound(client.send(CANCELLATIONS, body), 422)
+    assert statuses(*runs) == ["cancelled", "cancelled", "queued"]
+    for record in Cancellation.objects.all():
+        assert (record.tenant, record.user_id, record.source) == ("", "", "api")
+        assert (record.requested_by, record.ip_address) == (client_label(), "127.0.0.1")
+        assert (record.cancelled_count, record.cancellation_id[:4]) == (1, "can_")
+    for run in runs[:2]:
+        run.refresh_from_db()
+        assert (run.tenant, run.stop_state, run.backend) == ("", "never_started", "dummy")
+    after = ApiKey.objects.values().get()
+    assert {**after, "last_used_at": None} == {**before, "last_used_at": None}
+
+
+def client_label() -> str:
+    return ApiKey.objects.get().label
 
 
 def test_bulk__id_of_two_megabytes(api: ApiClient) -> None:

@@ -16,6 +16,7 @@ from tests.api.helpers import (
     assert_sound,
     cursor,
     key_client,
+    start_bulk,
     statements,
 )
 from tests.helpers import ApiClient, ids, make_run, make_runs, statuses
@@ -72,19 +73,27 @@ def test_run__foreign_is_like_unknown(method: str, path: str, body: Any, status:
     assert statuses(foreign) == [status]
 
 
-@pytest.mark.parametrize("path", ["/v1/cancellations/{}", "/v1/cancellations/{}/items"])
-def test_cancellation__foreign_is_like_unknown(path: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *[("GET", "/v1/cancellations/{}"), ("GET", "/v1/cancellations/{}/items")],
+        *[("POST", "/v1/cancellations/{}/abort"), ("POST", "/v1/cancellations/{}/retry")],
+    ],
+)
+def test_cancellation__foreign_is_like_unknown(method: str, path: str) -> None:
     run = make_run(tenant="rival")
-    foreign = key_client("rival").cancel([run.run_id])["Cancellation-Id"]
+    rival = key_client("rival")
+    foreign = start_bulk(rival, {"run_ids": [run.run_id]})["cancellation_id"]
     client = key_client("acme")
     client.get("/v1/runs")
     answers = []
     for record in (foreign, UNKNOWN_CANCELLATION):
         with statements() as seen:
-            response = client.get(path.format(record))
+            response = ask(client, method, path.format(record))
         answers.append((shape(response, record), len(seen)))
     assert answers[0] == answers[1]
     assert answers[0][0][0] == 404
+    assert rival.get(f"/v1/cancellations/{foreign}").json()["state"] == "pending"
 
 
 def test_lists__only_own() -> None:
