@@ -212,3 +212,16 @@ def security(session: nox.Session) -> None:
     # Strict: what the database does not know, or cannot be asked about, is an error.
     audit = ["--strict", "--no-deps", "--disable-pip", "--requirement", str(requirements)]
     session.run("pip-audit", *audit)
+
+
+@nox.session(python="3.13")
+def fuzz(session: nox.Session) -> None:
+    """Try many odd requests, on PostgreSQL: 2,000 in each test, or as many as "-- 10000" says."""
+    install(session, "test", django="6.1")
+    env = {
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+        "DATABASE_URL": f"{POSTGRESQL_URL}_{session.name}",
+        "RUN_CANCEL_FUZZ_EXAMPLES": (session.posargs or ["2000"])[0],
+    }
+    tests = ("tests/api/test_fuzz.py", "tests/api/test_schemathesis.py")
+    session.run("python", "-m", "pytest", "-q", *PARALLEL[:2], *tests, env=env)

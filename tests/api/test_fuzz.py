@@ -7,20 +7,16 @@ from datetime import UTC, timedelta, timezone
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.api.helpers import BULK, UNKNOWN, assert_sound, cursor
+from tests.api.fuzzing import CORPUS, changed_bodies, fuzz, guided_by_coverage
+from tests.api.helpers import BULK, CANCELLATIONS, UNKNOWN, assert_sound, cursor
 from tests.helpers import ApiClient, make_run, make_runs
 
 pytestmark = pytest.mark.django_db
 
-few = settings(
-    max_examples=30,
-    deadline=None,
-    # The fixtures hold nothing that an example changes for the next one.
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+few = fuzz(30)
 
 EAST, WEST = timezone(timedelta(hours=14)), timezone(timedelta(hours=-12))
 
@@ -85,6 +81,32 @@ def test_single__anything_for_a_reason(reason: Any, api: ApiClient) -> None:
 @given(body=st.binary(max_size=200))
 def test_post__any_bytes(body: bytes, api: ApiClient) -> None:
     assert_sound(api.send(BULK, body), 200, 400, 422)
+
+
+POSTS = [
+    *[BULK, CANCELLATIONS, f"/v1/runs/{UNKNOWN}/cancel"],
+    *[f"{CANCELLATIONS}/{{record}}/abort", f"{CANCELLATIONS}/{{record}}/retry"],
+]
+ANSWERS = (200, 202, 400, 404, 409, 422)
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_post__corpus(name: str, api: ApiClient) -> None:
+    make_run()
+    record = api.cancel(["tsk_1"])["Cancellation-Id"]
+    for path in POSTS:
+        assert_sound(api.send(path.format(record=record), CORPUS[name]), *ANSWERS)
+
+
+@few
+@given(body=changed_bodies())
+@pytest.mark.parametrize("path", POSTS)
+def test_post__changed_corpus(path: str, body: bytes, api: ApiClient) -> None:
+    make_run(metadata={"a": 1})
+    record = api.cancel(["tsk_1"])["Cancellation-Id"]
+    with guided_by_coverage():
+        response = api.send(path.format(record=record), body)
+    assert_sound(response, *ANSWERS)
 
 
 @few

@@ -22,6 +22,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from django_run_cancel.api.schema import generate_document
+from tests.api.fuzzing import IS_LONG, fuzz
 from tests.helpers import make_runs
 
 schema = schemathesis.openapi.from_dict(generate_document())
@@ -48,9 +49,8 @@ NEEDS_NO_KEY = [ignored_auth]
 @pytest.mark.django_db(transaction=True)
 @schema.parametrize()
 @settings(
-    max_examples=10,
-    deadline=None,
-    phases=[Phase.explicit, Phase.generate],
+    fuzz(10),
+    phases=list(Phase) if IS_LONG else [Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
 def test_api__as_documented(case: Any, secret: str) -> None:
