@@ -105,10 +105,11 @@ class CancellationListView(ListModelMixin, CancellationView):
         """Start a bulk cancellation, or answer what it would do."""
         body = self.validated_body(BulkCancellationRequestSerializer)
         self.check_force(force=body["force"])
+        key = self.idempotency_key()
         runs = self._selected_runs(body)
         if body["dry_run"]:
             return Response(_preview(runs, body, requester(request)))
-        record = self._start(runs, body)
+        record = self._start(runs, body, key)
         # Not reverse(): a prefix of the host's may capture arguments of any name.
         path = f"{escape_uri_path(request.path).rstrip('/')}/{record.cancellation_id}"
         headers = {"Location": escape_leading_slashes(path), **record_headers(record)}
@@ -123,8 +124,8 @@ class CancellationListView(ListModelMixin, CancellationView):
             _check_tenants(self.request)
         return filter_runs(runs, body["filter"])
 
-    def _start(self, runs: QuerySet[Any], body: dict[str, Any]) -> Cancellation:
-        caller, key = requester(self.request), self.idempotency_key()
+    def _start(self, runs: QuerySet[Any], body: dict[str, Any], key: str | None) -> Cancellation:
+        caller = requester(self.request)
         _check_capacity(caller, key)
         asked = RunSelectionSerializer.as_json(body.get("filter", {}))
         started = start_bulk_cancellation(

@@ -328,7 +328,12 @@ class TestIdempotency:
             answer = assert_sound(api.send(CANCELLATIONS, body, idempotency_key="one"), 422)
             assert answer["detail"][0]["type"] == "idempotency_key_reused"
         assert_sound(api.cancel(["x"], idempotency_key="one"), 422)
-        assert_sound(api.send(CANCELLATIONS, QUEUED, idempotency_key=" "), 422)
+
+    @pytest.mark.parametrize("body", [QUEUED, {**QUEUED, "dry_run": True}])
+    @pytest.mark.parametrize("key", ["", " ", "x" * 256])
+    def test_no_key(self, key: str, body: Any, api: ApiClient) -> None:
+        (error,) = assert_sound(api.send(CANCELLATIONS, body, idempotency_key=key), 422)["detail"]
+        assert error["loc"] == ["header", "idempotency-key"]
 
     @pytest.mark.parametrize("body", [QUEUED, {"run_ids": ["tsk_1"]}])
     def test_of_another_caller(self, body: Any) -> None:
