@@ -80,7 +80,7 @@ def test_anything_may_be_sent(operator: Client, name: str, value: str) -> None:
     ("url", "lookup"),
     [
         *[(LIST, "title__regex=("), (LIST, "title__icontains=x"), (LIST, "metadata__x__regex=(")],
-        *[(LIST, "created_at__year=99999999999"), (LIST, "id__gt=0"), (LIST, "run_id__gt=a")],
+        *[(LIST, "created_at__year=99999999999"), (LIST, "pk__gt=0"), (LIST, "run_id__gt=a")],
         *[(LIST, "cancellation__reason=x"), (RECORDS, "source__regex=("), (KEYS, "digest=x")],
         *[(KEYS, "digest__startswith=a"), (KEYS, "digest__regex=^a"), (KEYS, "id__exact=1")],
     ],
