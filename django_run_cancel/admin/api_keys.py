@@ -14,6 +14,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from django_run_cancel.admin.base import AnyModelAdmin, FewLookupsMixin, searched
+from django_run_cancel.admin.columns import age
 from django_run_cancel.admin.worker import WorkerWarningMixin, warn_of_worker
 from django_run_cancel.models import ApiKey
 
@@ -37,15 +38,7 @@ class ApiKeyAdmin(WorkerWarningMixin, FewLookupsMixin, AnyModelAdmin):
         css: ClassVar[Any] = {"all": ["django_run_cancel/admin.css"]}
         js = ("django_run_cancel/new_key.js",)
 
-    list_display = (
-        "name",
-        "prefix",
-        "tenant",
-        "read_only",
-        "state_label",
-        "created_at",
-        "last_used_at",
-    )
+    list_display = ("name", "prefix", "tenant", "access", "created", "last_used")
     list_filter = ("read_only",)
     search_fields = ("prefix", "name", "tenant")
     ordering = ("-created_at",)
@@ -80,6 +73,21 @@ class ApiKeyAdmin(WorkerWarningMixin, FewLookupsMixin, AnyModelAdmin):
     def state_label(self, row: ApiKey) -> Any:
         """Return whether the key works."""
         return row.state.label
+
+    @admin.display(description=gettext_lazy("state"))
+    def access(self, row: ApiKey) -> Any:
+        """Return whether the key works, and whether it only reads."""
+        return f"{row.state.label}, {_('read only')}" if row.read_only else row.state.label
+
+    @admin.display(description=gettext_lazy("age"), ordering="created_at")
+    def created(self, row: ApiKey) -> Any:
+        """Return how long ago the key was created."""
+        return age(row.created_at)
+
+    @admin.display(description=gettext_lazy("last used"), ordering="last_used_at")
+    def last_used(self, row: ApiKey) -> Any:
+        """Return how long ago the key was used."""
+        return age(row.last_used_at) if row.last_used_at else "-"
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         """Save a key, and generate a new one."""

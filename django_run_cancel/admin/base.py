@@ -150,7 +150,7 @@ def link(site: AdminSite, label: Any, name: str, *args: Any, query: str = "") ->
         url = reverse(f"admin:{name}", args=args, current_app=site.name)
     except NoReverseMatch:  # the host has not registered it
         return label
-    return format_html('<a href="{}{}">{}</a>', url, query, label)
+    return format_html('<a class="run-cancel-link" href="{}{}">{}</a>', url, query, label)
 
 
 def searched(queryset: QuerySet[Any], condition: Q, term: str) -> tuple[QuerySet[Any], bool]:

@@ -120,8 +120,12 @@ class BulkMixin(ConfirmMixin):
 
 def describe(filters: dict[str, Any]) -> str:
     """Return filters in words, the search last; blank without any."""
-    parts = [f"{name} = {filters[name]}" for name in sorted(filters) if name != SEARCH_VAR]
+    parts = [f"{name} = {_values(filters[name])}" for name in sorted(filters) if name != SEARCH_VAR]
     if text := filters.get(SEARCH_VAR):
         search = _("search")
         parts.append(f"{search} = {text}")
     return ", ".join(parts)
+
+
+def _values(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

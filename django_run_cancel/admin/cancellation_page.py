@@ -11,17 +11,20 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.template.response import TemplateResponse
 from django.urls import path
+from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from django_run_cancel.admin import overview
 from django_run_cancel.admin.items import chosen_of, table_of
 from django_run_cancel.admin.live import REFRESH_SECONDS, LiveSummaryMixin
+from django_run_cancel.admin.mixins import CancelRunsAdminMixin
 from django_run_cancel.admin.overview import Overview, overview_of
 from django_run_cancel.admin.worker import warn_of_worker
 from django_run_cancel.cancellation.bulk import abort_bulk_cancellation, retry_bulk_cancellation
 from django_run_cancel.delivery.outbox import retry_deliveries
-from django_run_cancel.models import Cancellation, CancellationItem
+from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
+from django_run_cancel.states import Delivery, StopState
 
 REFRESH_SECONDS_OF_LARGE = 10
 """Between two looks at a cancellation of so many runs that counting them takes a while."""
@@ -66,6 +69,7 @@ class CancellationPageMixin(LiveSummaryMixin):
             "totals": list(overview.totals(found)),
             "abort_url": may_cancel and found.can_abort and self._url("abort", quote(record.pk)),
             "retry_url": may_cancel and found.can_retry and self._url("retry", quote(record.pk)),
+            "kill_url": found.stops[StopState.STOPPING] and self._kill_url(request, record),
         }
         if request.user.has_perm("django_run_cancel.view_cancellationitem"):
             context["items"] = table_of(request, self.admin_site, record)
@@ -75,6 +79,19 @@ class CancellationPageMixin(LiveSummaryMixin):
                 url = self._url("summary", quote(record.pk))
                 context["summary_url"] = f"{url}?{query.urlencode()}"
         return context
+
+    def _kill_url(self, request: HttpRequest, record: Cancellation) -> str:
+        """Return the address of the page that kills what still stops; blank for who may not."""
+        page = self.admin_site._registry.get(get_run_model())
+        if not isinstance(page, CancelRunsAdminMixin):
+            return ""
+        if not (page.has_view_permission(request) and page.has_kill_permission(request)):
+            return ""
+        query = {
+            "cancellation_id": record.cancellation_id,
+            "next": self._url("change", quote(record.pk)),
+        }
+        return f"{page._url('kill')}?{urlencode(query)}"
 
     def abort_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Ask, and on POST cancel no more of the runs that were asked for.
@@ -173,6 +190,11 @@ def _failures(found: Overview) -> Iterator[str]:
             count,
         )
         yield text % count
+        failed = CancellationItem.objects.filter(
+            cancellation=found.record, delivery=Delivery.FAILED
+        )
+        if error := failed.exclude(last_error="").values_list("last_error", flat=True).first():
+            yield _("One of the errors: %s") % error
     if count := found.failed_handlings:
         text = ngettext("%d handler has failed.", "%d handlers have failed.", count)
         yield text % count

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
-from django.utils.html import format_html
-from django.utils.text import Truncator
-from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
+from django_run_cancel.admin.announcements import FailedDeliveriesMixin
 from django_run_cancel.admin.base import (
-    MAX_COUNTED,
     AnyModelAdmin,
     FastListMixin,
     ReadOnlyMixin,
-    link,
     searched,
     starts_with,
 )
+from django_run_cancel.admin.cancellation_columns import CancellationColumns, ItemColumns
 from django_run_cancel.admin.cancellation_page import CancellationPageMixin
 from django_run_cancel.admin.mixins import CancelRunsAdminMixin
 from django_run_cancel.admin.search import Searched, SearchMixin
@@ -28,10 +25,10 @@ from django_run_cancel.admin.worker import WorkerWarningMixin
 from django_run_cancel.cancellation.evidence import with_evidence
 from django_run_cancel.delivery.outbox import retry_deliveries
 from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
-from django_run_cancel.states import Delivery, words_of_status, words_of_stop
+from django_run_cancel.states import words_of_status
 
 
-class RetryMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
+class RetryMixin(FailedDeliveriesMixin):
     """Says that executors could not be told, and lets who may cancel have it tried again."""
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
@@ -49,64 +46,25 @@ class RetryMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[mi
         text = ngettext("%d delivery is due again.", "%d deliveries are due again.", count)
         self.message_user(request, text % count, messages.SUCCESS)
 
-    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
-        """Show the list, and first of all what needs a hand."""
-        failed = CancellationItem.objects.filter(delivery=Delivery.FAILED)[:MAX_COUNTED].count()
-        if failed and request.method == "GET":
-            text = ngettext(
-                "%d executor could not be told that its run is cancelled.",
-                "%d executors could not be told that their runs are cancelled.",
-                failed,
-            )
-            name, query = "django_run_cancel_cancellationitem_changelist", "?delivery__exact=failed"
-            see = link(self.admin_site, _("See which"), name, query=query)
-            self.message_user(request, format_html("{} {}", text % failed, see), messages.ERROR)
-        return super().changelist_view(request, extra_context)
-
-
-class ItemColumns(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
-    """Columns of the items that are no fields."""
-
-    @admin.display(description=gettext_lazy("run"))
-    def run(self, item: CancellationItem) -> Any:
-        """Return the run's id, with a link to its page if there is one."""
-        page = self.admin_site._registry.get(get_run_model())
-        if item.previous_status and isinstance(page, CancelRunsAdminMixin):
-            return page.link_to_run(item.run_id)
-        return item.run_id
-
-    @admin.display(description=gettext_lazy("previous status"))
-    def status_before(self, item: CancellationItem) -> Any:
-        """Return the status that the run had, as people call it."""
-        return words_of_status(item.previous_status) or "-"
-
-    @admin.display(description=gettext_lazy("the work"))
-    def work(self, item: Any) -> Any:
-        """Return how the work of the run has ended, in words."""
-        return words_of_stop(item.stop_state) or "-"
-
 
 @admin.register(Cancellation)
 class CancellationAdmin(
-    RetryMixin, CancellationPageMixin, SearchMixin, FastListMixin, ReadOnlyMixin, AnyModelAdmin
+    RetryMixin,
+    CancellationPageMixin,
+    CancellationColumns,
+    SearchMixin,
+    FastListMixin,
+    ReadOnlyMixin,
+    AnyModelAdmin,
 ):
     """Requests to cancel runs."""
 
-    list_display = (
-        "cancellation_id",
-        "requested_at",
-        "requested_by",
-        "source",
-        "short_reason",
-        "total_count",
-        "cancelled_count",
-        "failed_count",
-        "cascaded_count",
-    )
+    list_display = ("who_and_why", "state_now", "counts", "id_and_source", "age")
     actions = ("retry",)
     list_filter = ("source", "requested_at")
     ordering = ("-requested_at",)
-    sortable_by = ("requested_at",)
+    # Each other order would sort the whole table.
+    sortable_by = ("age",)
     search_fields = ("cancellation_id", "requested_by", "reason")
     search_help_text = gettext_lazy(
         "The beginning of a cancellation's id, or a whole run id, as it is written; or words of "
@@ -137,11 +95,6 @@ class CancellationAdmin(
         """Return the items of selected cancellations."""
         return CancellationItem.objects.filter(cancellation__in=queryset.values("pk"))
 
-    @admin.display(description=gettext_lazy("reason"))
-    def short_reason(self, record: Cancellation) -> str:
-        """Return the beginning of the reason."""
-        return Truncator(record.reason).chars(60)
-
 
 @admin.register(CancellationItem)
 class CancellationItemAdmin(
@@ -149,15 +102,10 @@ class CancellationItemAdmin(
 ):
     """The runs of all cancellations: what happened to each, and whether its executor was told."""
 
-    list_display = (
-        "run_id",
-        "outcome",
-        "via",
-        "status_before",
-        "delivery",
-        "attempts",
-        "record",
-    )
+    class Media:
+        css: ClassVar[Any] = {"all": ["django_run_cancel/admin.css"]}
+
+    list_display = ("title_and_id", "result", "work", "told", "record")
     actions = ("retry",)
     list_filter = ("delivery", "handling")
     list_select_related = ("cancellation",)
@@ -198,9 +146,15 @@ class CancellationItemAdmin(
         item = super().get_object(request, *args)
         return item and with_evidence([item])[0]
 
-    @admin.display(description=gettext_lazy("cancellation"))
-    def record(self, item: CancellationItem) -> Any:
-        """Return who asked, with a link to the record."""
-        record = item.cancellation
-        name = "django_run_cancel_cancellation_change"
-        return link(self.admin_site, f"{record} ({record.requested_by})", name, record.pk)
+    @admin.display(description=gettext_lazy("run"))
+    def run(self, item: CancellationItem) -> Any:
+        """Return the run's id, with a link to its page if there is one."""
+        page = self.admin_site._registry.get(get_run_model())
+        if item.previous_status and isinstance(page, CancelRunsAdminMixin):
+            return page.link_to_run(item.run_id)
+        return item.run_id
+
+    @admin.display(description=gettext_lazy("previous status"))
+    def status_before(self, item: CancellationItem) -> Any:
+        """Return the status that the run had, as people call it."""
+        return words_of_status(item.previous_status) or "-"

@@ -27,6 +27,29 @@ def state_badge(run: Any) -> Any:
     )
 
 
+def state_and_time(run: Any) -> Any:
+    """Return the state and, of a run whose work goes on, for how long it has had it."""
+    moment = in_state_since(run)
+    if moment is None or run.status in WAITING or not is_going_on(run):
+        return state_badge(run)
+    return format_html("{}<br>{}", state_badge(run), format_html(_("for {age}"), age=age(moment)))
+
+
+def is_going_on(run: Any) -> bool:
+    """Tell whether a run is active, or its work may go on after it was cancelled."""
+    return run.status in ACTIVE or run.stop_state == StopState.STOPPING
+
+
+def in_state_since(run: Any) -> datetime | None:
+    """Return when a run came into its state; None of one that was created with a final status."""
+    moment: datetime | None = run.stopped_at or run.finished_at
+    if run.status in WAITING:
+        moment = run.queued_at or run.created_at
+    elif run.status in ACTIVE:
+        moment = run.started_at or run.created_at
+    return moment
+
+
 def _kind(status: str, stop_state: str) -> str:
     if status == RunStatus.CANCELLED:
         return "stopping" if stop_state in {"", StopState.STOPPING} else "stopped"

@@ -22,12 +22,14 @@ from django.utils.translation import gettext as _
 from django_run_cancel.admin.base import AddressMixin, link
 from django_run_cancel.admin.forms import RESULTS, CancelForm
 from django_run_cancel.admin.worker import warn_of_worker
+from django_run_cancel.cancellation.arguments import MAX_RUN_ID_LENGTH, MAX_RUN_IDS
 from django_run_cancel.cancellation.origin import Origin
 from django_run_cancel.cancellation.results import CancelResult
 from django_run_cancel.cancellation.service import cancel_runs
 from django_run_cancel.conf import settings
 from django_run_cancel.exceptions import IdempotencyKeyReused
 from django_run_cancel.models import Cancellation
+from django_run_cancel.models.ids import is_storable
 from django_run_cancel.safe_text import describe_error, printable_lines
 from django_run_cancel.states import WAITING, Outcome, Source, StopState, Via
 
@@ -53,6 +55,10 @@ class ConfirmMixin(AddressMixin):
         """Tell whether the user may cancel by force."""
         return request.user.has_perm(f"{self.opts.app_label}.force_cancel_run")
 
+    def has_kill_permission(self, request: HttpRequest) -> bool:
+        """Tell whether the user may kill runs that are still stopping."""
+        return self.has_cancel_permission(request) and self.has_force_permission(request)
+
     def cancel_view(self, request: HttpRequest) -> HttpResponse:
         """Ask, and on POST cancel.
 
@@ -64,16 +70,27 @@ class ConfirmMixin(AddressMixin):
         return self._ask_or_cancel(request, "cancel")
 
     def kill_view(self, request: HttpRequest) -> HttpResponse:
-        """Ask, and on POST cancel by force.
+        """Ask, and on POST cancel by force: a run, or those of a cancellation that still stop.
 
         Raises:
             PermissionDenied: The user may not cancel, not by force, or not look.
         """
-        if not (self.has_cancel_permission(request) and self.has_force_permission(request)):
+        if not (self.has_view_permission(request) and self.has_kill_permission(request)):
             raise PermissionDenied
-        if not self.has_view_permission(request):
-            raise PermissionDenied
-        return self._ask_or_cancel(request, "kill")
+        cancellation_id = request.GET.get("cancellation_id", "")
+        if request.method == "POST" or not cancellation_id:
+            return self._ask_or_cancel(request, "kill")
+        run_ids = self._stopping_of(request, cancellation_id)
+        return self._ask(request, "kill", run_ids, request.GET.get("next", ""))
+
+    def _stopping_of(self, request: HttpRequest, cancellation_id: str) -> list[str]:
+        """Return the ids of runs of a cancellation that still stop, of many the first ones."""
+        if not is_storable(cancellation_id, MAX_RUN_ID_LENGTH):
+            return []
+        runs = self.get_queryset(request).filter(
+            stop_state=StopState.STOPPING, cancellation__cancellation_id=cancellation_id
+        )
+        return list(runs.order_by("pk").values_list("run_id", flat=True)[:MAX_RUN_IDS])
 
     def _ask_or_cancel(self, request: HttpRequest, page: Page) -> HttpResponse:
         if request.method != "POST":
@@ -96,7 +113,7 @@ class ConfirmMixin(AddressMixin):
             return self._ask(request, page, run_ids, "", form)
         if not result.is_replay:
             self._log(request, result)
-        landing = self._landing(request, form, result)
+        landing = self._landing(request, page, form, result)
         self._tell(request, result, landing)
         return HttpResponseRedirect(landing)
 
@@ -131,11 +148,14 @@ class ConfirmMixin(AddressMixin):
             return url
         return self._url("changelist")
 
-    def _landing(self, request: HttpRequest, form: CancelForm, result: CancelResult) -> str:
+    def _landing(
+        self, request: HttpRequest, page: Page, form: CancelForm, result: CancelResult
+    ) -> str:
         """Return the address of the page that shows what happens."""
         run_ids, back = form.cleaned_data["run_ids"], self._next(request, form.cleaned_data["next"])
         if len(run_ids) > 1:
-            return self.url_of_record(request, result.cancellation) or back
+            # Runs that are killed belong to the cancellation from whose page one comes.
+            return (page == "cancel" and self.url_of_record(request, result.cancellation)) or back
         # The page of a row that refers to the run shows it too.
         is_ours = back.startswith(self._url("changelist"))
         is_found = any(item.previous_status for item in result.items)
@@ -261,7 +281,7 @@ class ConfirmMixin(AddressMixin):
 
 def _title(is_kill: bool, run: Any) -> str:
     if run is None:
-        return _("Cancel these runs?")
+        return _("Kill these runs now?") if is_kill else _("Cancel these runs?")
     text = _("Kill “%(run)s” now?") if is_kill else _("Cancel “%(run)s”?")
     return text % {"run": run.title or run.run_id}
 

@@ -12,7 +12,7 @@ from django.utils.translation import pgettext
 
 from django_run_cancel.db import trees
 from django_run_cancel.models.ids import is_storable
-from django_run_cancel.states import ACTIVE, STATE_WORDS, RunStatus
+from django_run_cancel.states import ACTIVE, STATE_WORDS, RunStatus, StopState
 
 MAX_CHOICES = 100
 """Values that a filter offers. Any other can be written into the address of the page."""
@@ -24,20 +24,24 @@ MAX_VALUE_LENGTH = 64
 
 
 class StatusFilter(SimpleListFilter):
-    """By status; active ones together, as they are those that can be cancelled."""
+    """By status. First what operators look for: runs that can be cancelled, or have not stopped."""
 
     title = _("status")
     parameter_name = "status"
 
     def lookups(self, request: HttpRequest, model_admin: ModelAdmin[Any]) -> list[tuple[str, Any]]:
         """Return the choices."""
-        return [("active", pgettext("runs", "active")), *RunStatus.choices]
+        stopping = StopState.STOPPING
+        looked_for = [("active", pgettext("runs", "active")), (stopping, STATE_WORDS[stopping])]
+        return [*looked_for, *RunStatus.choices]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """Return the runs of the status that was chosen."""
         value = self.value()
         if value == "active":
             return queryset.filter(status__in=ACTIVE)
+        if value == StopState.STOPPING:
+            return queryset.filter(stop_state=StopState.STOPPING)
         if value == RunStatus.CANCELLED:
             queryset = queryset.exclude(stop_state="")  # for the sake of the index of stop_state
         return _equal(queryset, "status", value)

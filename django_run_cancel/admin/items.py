@@ -126,7 +126,7 @@ def _filter(title: str, name: str, choices: Any, chosen: dict[str, str]) -> dict
 
 
 def _rows(request: HttpRequest, site: AdminSite, items: list[CancellationItem]) -> list[Any]:
-    titles = _titles(request, site, items)
+    titles = titles_of(request, site, items)
     page = site._registry.get(get_run_model())
     rows = []
     for item in items:
@@ -150,7 +150,9 @@ def _rows(request: HttpRequest, site: AdminSite, items: list[CancellationItem]) 
     return rows
 
 
-def _titles(request: HttpRequest, site: AdminSite, items: list[CancellationItem]) -> dict[str, str]:
+def titles_of(
+    request: HttpRequest, site: AdminSite, items: list[CancellationItem]
+) -> dict[str, str]:
     """Return the titles of the runs that the user may see, by their ids."""
     page = site._registry.get(get_run_model())
     if page is None or not page.has_view_permission(request):

@@ -17,6 +17,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from django_run_cancel.admin.bulk import BulkMixin
+from django_run_cancel.admin.confirm import Page
 from django_run_cancel.admin.forms import too_many
 from django_run_cancel.admin.kill import why_not_killed
 from django_run_cancel.admin.run_page import RunPageMixin
@@ -31,9 +32,9 @@ class CancelRunsAdminMixin(BulkMixin, RunPageMixin):
     """Adds cancelling to the ``ModelAdmin`` of a run model.
 
     The action "Cancel selected runs", a button on the run's page, and the pages that they lead to,
-    for users with the permission ``cancel_run``; with ``force_cancel_run`` too, also a button that
-    kills a run which is still stopping. Put it before ``ModelAdmin``. It cancels only runs of
-    ``get_queryset()``, and their descendants.
+    for users with the permission ``cancel_run``; with ``force_cancel_run`` too, also an action and
+    a button that kill runs which are still stopping. Put it before ``ModelAdmin``. It cancels only
+    runs of ``get_queryset()``, and their descendants.
     """
 
     actions: Any
@@ -43,7 +44,7 @@ class CancelRunsAdminMixin(BulkMixin, RunPageMixin):
         super().__init__(*args)
         # Beside the actions that the host lists, unless it wants none.
         if self.actions is not None:
-            self.actions = [*self.actions, "cancel_selected"]
+            self.actions = [*self.actions, "cancel_selected", "kill_selected"]
 
     def get_urls(self) -> list[Any]:
         """Return the pages: also that which asks before it cancels, and the way to a run's."""
@@ -95,7 +96,7 @@ class CancelRunsAdminMixin(BulkMixin, RunPageMixin):
         may_cancel = self.has_cancel_permission(request)
         context |= {"cancel_url": may_cancel and self._url("cancel"), "active_statuses": ACTIVE}
         is_stopping = obj is not None and obj.stop_state == StopState.STOPPING
-        if is_stopping and may_cancel and self.has_force_permission(request):
+        if is_stopping and self.has_kill_permission(request):
             if reason := why_not_killed(obj):
                 context["kill_note"] = reason
             else:
@@ -129,8 +130,21 @@ class CancelRunsAdminMixin(BulkMixin, RunPageMixin):
             # On a page with an address, so that it can be looked at again.
             query = request.GET.urlencode()
             return HttpResponseRedirect(self._url("cancel_all") + (query and f"?{query}"))
+        return self._ask_about_selected(request, "cancel", queryset)
+
+    @admin.action(
+        permissions=["kill"],
+        description=gettext_lazy("Kill selected %(verbose_name_plural)s now"),
+    )
+    def kill_selected(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
+        """Ask before the selected runs are cancelled by force, or killed if they still stop."""
+        return self._ask_about_selected(request, "kill", queryset)
+
+    def _ask_about_selected(
+        self, request: HttpRequest, page: Page, queryset: QuerySet[Any]
+    ) -> HttpResponse | None:
         run_ids = list(queryset.order_by("pk").values_list("run_id", flat=True)[: MAX_RUN_IDS + 1])
         if len(run_ids) > MAX_RUN_IDS:
             self.message_user(request, too_many(), messages.ERROR)
             return None
-        return self._ask(request, "cancel", run_ids, request.get_full_path())
+        return self._ask(request, page, run_ids, request.get_full_path())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django.db.models import QuerySet
@@ -125,12 +125,17 @@ def shown(count: int, limit: int | None = None) -> str:
 
 def badge(overview: Overview) -> Any:
     """Return the state in words, on a ground whose colour goes with it."""
-    kind, text = _state(overview)
+    is_stopping = bool(overview.stops[StopState.STOPPING])
+    return badge_of(overview.record, overview.progress, is_stopping=is_stopping)
+
+
+def badge_of(record: Cancellation, progress: Progress, *, is_stopping: bool) -> Any:
+    """Return the same, where it is known whether a run of the cancellation is stopping."""
+    kind, text = _state(record, progress, is_stopping)
     return format_html('<span class="run-cancel-state run-cancel-state-{}">{}</span>', kind, text)
 
 
-def _state(overview: Overview) -> tuple[str, str]:
-    record, progress = overview.record, overview.progress
+def _state(record: Cancellation, progress: Progress, is_stopping: bool) -> tuple[str, str]:
     if record.state == CancellationState.PENDING:
         return "waiting", _("waiting for the delivery worker")
     if record.state == CancellationState.RUNNING:
@@ -139,7 +144,7 @@ def _state(overview: Overview) -> tuple[str, str]:
         return "failed", _("aborted: not all runs were cancelled")
     if record.state == CancellationState.FAILED:
         return "failed", _("some runs could not be cancelled")
-    if overview.stops[StopState.STOPPING]:
+    if is_stopping:
         return "stopping", _("cancelled, some runs are stopping")
     if progress.cancelled_count or progress.cascaded_count:
         return "completed", _("cancelled, no run is stopping")
@@ -211,7 +216,8 @@ def bar(overview: Overview) -> dict[str, Any] | None:
     parts = [text]
     if progress.rate is not None:
         parts.append(_("%(rate)s a second") % {"rate": _rate(progress.rate)})
-    if progress.estimated_end is not None:
+    # An end that has passed was wrong: nothing has gone on since.
+    if progress.estimated_end is not None and progress.estimated_end > timezone.now():
         parts.append(_remaining(progress.estimated_end))
     return {
         "total": progress.total_count,
@@ -225,7 +231,6 @@ def _rate(rate: float) -> str:
 
 
 def _remaining(end: datetime) -> str:
-    span = max(end - timezone.now(), timedelta())
     local = timezone.localtime(end)
-    about = {"span": duration(span), "time": f"{local:%H:%M:%S}"}
+    about = {"span": duration(end - timezone.now()), "time": f"{local:%H:%M:%S}"}
     return _("about %(span)s left, until %(time)s") % about

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.contrib.admin.utils import quote
 from django.http import HttpRequest
@@ -14,12 +14,22 @@ from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from django_run_cancel.admin.announcements import StoppingMixin
 from django_run_cancel.admin.base import MAX_COUNTED, link
-from django_run_cancel.admin.columns import age, clock, duration, heading, short_id, state_badge
+from django_run_cancel.admin.columns import (
+    age,
+    clock,
+    duration,
+    heading,
+    in_state_since,
+    is_going_on,
+    short_id,
+    state_badge,
+)
 from django_run_cancel.admin.live import REFRESH_SECONDS, LiveSummaryMixin
 from django_run_cancel.conf import settings
 from django_run_cancel.models import CancellationItem
-from django_run_cancel.states import ACTIVE, WAITING, RunStatus, StopState
+from django_run_cancel.states import ACTIVE, Delivery, RunStatus, StopState
 
 MAX_PARENTS = 5
 """Runs above a run that its page names."""
@@ -33,31 +43,59 @@ TIMES = (
 )
 
 
-class RunPageMixin(LiveSummaryMixin):
+class RunPageMixin(StoppingMixin, LiveSummaryMixin):
     """Adds the summary at the top of the page of a run."""
 
     summary_template = "admin/django_run_cancel/run_summary.html"
 
+    if TYPE_CHECKING:
+
+        def has_cancel_permission(self, request: HttpRequest, obj: Any = None) -> bool: ...
+
     def summary_of(self, request: HttpRequest, run: Any) -> dict[str, Any]:
         """Return what the summary says of a run."""
-        is_live = run.status in ACTIVE or run.stop_state == StopState.STOPPING
         return {
-            "refresh_seconds": REFRESH_SECONDS if is_live else None,
+            "refresh_seconds": REFRESH_SECONDS if is_going_on(run) else None,
             "badge": state_badge(run),
             "since": _since(run),
-            "facts": list(_facts(run, self._record(request, run))),
+            "facts": list(self._facts(request, run)),
             "times": list(_times(run)),
             "parents": self._parents(request, run),
             **self._children(request, run),
         }
 
-    def _record(self, request: HttpRequest, run: Any) -> Any:
-        if not (
-            run.cancellation_id and request.user.has_perm("django_run_cancel.view_cancellation")
-        ):
+    def _facts(self, request: HttpRequest, run: Any) -> Iterator[Any]:
+        """Yield what else an operator has to know, in sentences."""
+        if run.failure_reason:
+            yield format_html(_("Reason: {reason}"), reason=run.failure_reason)
+        if record := run.cancellation:
+            text = _("Cancelled by {who}: {reason}")
+            if not record.reason:
+                text = _("Cancelled by {who}, without a reason.")
+            by = format_html(text, who=record.requested_by, reason=record.reason)
+            see = self._link_to_cancellation(request, run, "change", _("See the cancellation"))
+            yield format_html("{} {}", by, see)
+        is_stopping = run.stop_state == StopState.STOPPING
+        if run.heartbeat_at and (is_stopping or run.status == RunStatus.RUNNING):
+            text = _("Its code was last heard of {age} ago, at {time}.")
+            yield format_html(text, age=age(run.heartbeat_at), time=clock(run.heartbeat_at))
+        if run.status != RunStatus.CANCELLED:
+            return
+        items = CancellationItem.objects.filter(cancellation=run.cancellation_id)
+        item = items.filter(run_id=run.run_id).last()
+        if is_stopping:
+            yield from _deadlines(run, item)
+        if item is not None:
+            again: Any = ""
+            if item.delivery == Delivery.FAILED and self.has_cancel_permission(request):
+                again = self._link_to_cancellation(request, run, "retry", _("Try again…"))
+            yield format_html("{} {}", _told(item), again)
+
+    def _link_to_cancellation(self, request: HttpRequest, run: Any, page: str, label: str) -> Any:
+        if not request.user.has_perm("django_run_cancel.view_cancellation"):
             return ""
-        name = "django_run_cancel_cancellation_change"
-        return link(self.admin_site, _("See the record"), name, run.cancellation_id)
+        name = f"django_run_cancel_cancellation_{page}"
+        return link(self.admin_site, label, name, run.cancellation_id)
 
     def _parents(self, request: HttpRequest, run: Any) -> list[Any]:
         """Return links to the runs above that the user may see, from the top."""
@@ -125,56 +163,17 @@ def _by_rank(ranks: Counter[int]) -> str:
 
 
 def _since(run: Any) -> Any:
-    """Return for how long the run has been in its state, or when it has left it."""
-    if run.status == RunStatus.CANCELLED:
-        return _since_cancelled(run)
-    if run.status in WAITING:
-        return _for_and_since(run.queued_at or run.created_at)
-    if run.status in ACTIVE:
-        return _for_and_since(run.started_at or run.created_at)
-    return _ago(run.finished_at)
-
-
-def _since_cancelled(run: Any) -> Any:
-    if run.stop_state == StopState.STOPPING:
-        return _for_and_since(run.finished_at)
-    if run.stop_state == StopState.NEVER_STARTED or run.stopped_at is None:
-        return _ago(run.finished_at)
-    text = _("{age} ago, at {time}, and {duration} after it was cancelled")
-    after = duration(run.stopped_at - run.finished_at)
-    return format_html(text, age=age(run.stopped_at), time=clock(run.stopped_at), duration=after)
-
-
-def _for_and_since(moment: datetime) -> Any:
-    return format_html(_("for {age}, since {time}"), age=age(moment), time=clock(moment))
-
-
-def _ago(moment: datetime | None) -> Any:
+    """Return for how long the run has been in its state, or when it came into a final one."""
+    moment = in_state_since(run)
     if moment is None:  # a run that was created with a final status
         return ""
-    return format_html(_("{age} ago, at {time}"), age=age(moment), time=clock(moment))
-
-
-def _facts(run: Any, record_link: Any) -> Iterator[Any]:
-    """Yield what else an operator has to know, in sentences."""
-    if run.failure_reason:
-        yield format_html(_("Reason: {reason}"), reason=run.failure_reason)
-    if run.status != RunStatus.CANCELLED:
-        return
-    if record := run.cancellation:
-        text = _("Cancelled by {who}: {reason}")
-        if not record.reason:
-            text = _("Cancelled by {who}, without a reason.")
-        by = format_html(text, who=record.requested_by, reason=record.reason)
-        yield format_html("{} {}", by, record_link)
-    item = CancellationItem.objects.filter(
-        cancellation=run.cancellation_id, run_id=run.run_id
-    ).last()
-    if run.stop_state == StopState.STOPPING:
-        yield from _deadlines(run, item)
-    if item is not None:
-        told = format_html(_("Executor told: {state}"), state=item.get_delivery_display())
-        yield format_html("{}. {}", told, item.last_error) if item.last_error else told
+    about = {"age": age(moment), "time": clock(moment)}
+    if is_going_on(run):
+        return format_html(_("for {age}, since {time}"), **about)
+    if run.stopped_at is not None and run.stop_state != StopState.NEVER_STARTED:
+        text = _("{age} ago, at {time}, and {duration} after it was cancelled")
+        return format_html(text, **about, duration=duration(moment - run.finished_at))
+    return format_html(_("{age} ago, at {time}"), **about)
 
 
 def _deadlines(run: Any, item: CancellationItem | None) -> Iterator[Any]:
@@ -183,13 +182,13 @@ def _deadlines(run: Any, item: CancellationItem | None) -> Iterator[Any]:
         yield _due(
             item.escalates_at,
             _("Will be killed at {time}, in {span}."),
-            _("Was to be killed at {time}, {span} ago."),
+            _("The delivery worker should have had it killed at {time}, {span} ago."),
         )
     presumed_at = run.finished_at + timedelta(seconds=settings.PRESUME_SECONDS)
     yield _due(
         presumed_at,
         _("Presumed stopped at {time}, in {span}, unless it is heard of before."),
-        _("Was to be presumed stopped at {time}, {span} ago."),
+        _("The delivery worker should have presumed it stopped at {time}, {span} ago."),
     )
 
 
@@ -199,8 +198,26 @@ def _due(moment: datetime, ahead: str, overdue: str) -> Any:
     return format_html(text, time=clock(moment), span=duration(abs(span)))
 
 
+def _told(item: CancellationItem) -> Any:
+    """Return whether the executor of a run knows that it is cancelled."""
+    if item.delivery == Delivery.NOT_NEEDED:
+        return _("No executor had to be told.")
+    if item.delivery == Delivery.DELIVERED:
+        return _("Its executor has been told.")
+    if item.delivery == Delivery.FAILED:
+        text = _("Its executor could not be told, and that is not tried again: {error}")
+    elif item.last_error:
+        text = _("Its executor could not be told yet, and that is tried again: {error}")
+    else:
+        return _("Its executor has yet to be told.")
+    return format_html(text, error=item.last_error)
+
+
 def _times(run: Any) -> Iterator[tuple[Any, Any]]:
     """Yield the times that are known of the run, each with its name."""
     for name in TIMES:
         if moment := getattr(run, name):
-            yield run._meta.get_field(name).verbose_name, clock(moment)
+            label = run._meta.get_field(name).verbose_name
+            if name == "finished_at" and run.status == RunStatus.CANCELLED:
+                label = _("cancelled at")  # its work may not have finished
+            yield label, clock(moment)

@@ -9,7 +9,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from django_run_cancel.admin.base import AnyModelAdmin, FastListMixin, ReadOnlyMixin
-from django_run_cancel.admin.columns import age, heading, short_id, state_badge
+from django_run_cancel.admin.columns import age, heading, short_id, state_and_time
 from django_run_cancel.admin.filters import StatusFilter, StopStateFilter, TenantFilter, TypeFilter
 from django_run_cancel.admin.mixins import CancelRunsAdminMixin
 from django_run_cancel.admin.search import Searched, SearchMixin
@@ -59,7 +59,7 @@ class RunAdmin(CancelRunsAdminMixin, SearchMixin, FastListMixin, ReadOnlyMixin, 
     @admin.display(description=_("state"))
     def state_words(self, run: Any) -> Any:
         """Return the state in words that tell a stopped run from one that is stopping."""
-        return state_badge(run)
+        return state_and_time(run)
 
     @admin.display(description=_("age"), ordering="created_at")
     def age(self, run: Any) -> Any:

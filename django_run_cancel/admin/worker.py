@@ -23,7 +23,7 @@ def worker_warning() -> Any:
     if late is None:
         return ""
     if late.overdue == Overdue.DELIVERY:
-        text = _("A delivery has been due for {age}.")
+        text = _("An executor should have been told {age} ago that its run is cancelled.")
     elif late.overdue == Overdue.BULK_CANCELLATION:
         text = _("A bulk cancellation has not gone on for {age}.")
     else:

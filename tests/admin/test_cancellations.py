@@ -109,7 +109,7 @@ def test_item(chief: Client) -> None:
     item = CancellationItem.objects.get()
     shown = words(chief.get(f"{ITEMS}{item.pk}/change/"))
     assert "cancelled, stopping" in shown
-    assert f"{item.cancellation} (night watch)" in shown
+    assert f"night watch {split(item.cancellation.cancellation_id)}" in shown
     get_run_model()._default_manager.all().delete()
     assert "cancelled, stopping" not in words(chief.get(f"{ITEMS}{item.pk}/change/"))
     assert chief.get(f"{ITEMS}999999/change/").status_code == 302
