@@ -90,7 +90,7 @@ class TestPageOfACancellation:
         for part in (
             page.get_by_role("progressbar"),
             page.get_by_role("link", name="Abort…"),
-            page.get_by_role("link", name="Retry…"),
+            page.get_by_role("link", name="Try again what has failed…"),
         ):
             expect(part).to_be_in_viewport(ratio=1)
 

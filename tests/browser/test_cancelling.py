@@ -18,11 +18,10 @@ from django_run_cancel.models import (
     CancellationItem,
     get_run_model,
 )
-from django_run_cancel.states import StopState
-from tests.admin.helpers import CANCEL, LIST, RECORDS, page_of
+from tests.admin.helpers import CANCEL, LIST, page_of
 from tests.browser.conftest import Visit
 from tests.browser.pages import OPERATOR, button, messages, run_action, tick, yes
-from tests.helpers import ids, make_run, make_runs, statuses
+from tests.helpers import make_run, make_runs, statuses
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -183,24 +182,6 @@ class TestPageOfARun:
             expect(page.get_by_text(told).first).to_be_in_viewport(ratio=1)
 
 
-def test_list__nothing_is_cut(visit: Visit) -> None:
-    page = visit("operator", *OPERATOR, viewport={"width": 1280, "height": 800})
-    runs = make_runs(
-        4, title="Nightly import of the catalogue of the Harbour library", tenant="acme"
-    )
-    cancel_runs(ids(runs), requested_by="night.watch@harbour-library.example")
-    for run, state in zip(runs, StopState, strict=False):
-        get_run_model()._base_manager.filter(pk=run.pk).update(stop_state=state)
-    page.goto(LIST)
-    expect(page.locator("#nav-sidebar")).to_be_visible()
-    width, seen = page.locator(".results").evaluate("e => [e.scrollWidth, e.clientWidth]")
-    assert width == seen
-    code = page.locator("code.run-cancel-id").first
-    expect(code).to_have_attribute("title", code.inner_text())
-    code.click()
-    assert page.evaluate("() => getSelection().toString()") in ids(runs)
-
-
 def test_keyboard_only(operator: Page) -> None:
     run, other = make_runs(2)
     operator.goto(LIST)
@@ -271,23 +252,3 @@ def test_nothing_runs_that_is_in_the_data(chief: Page) -> None:
     ):
         chief.goto(url)
         expect(chief.locator("#content")).to_contain_text("onerror")
-
-
-def test_fits_on_a_phone(visit: Visit) -> None:
-    phone = visit("phone", *OPERATOR, viewport={"width": 390, "height": 800}, has_touch=True)
-    run = make_run(title="Import of a long list of things")
-    run.create_child(title="A-part-of-it-with-a-name-that-cannot-be-broken-anywhere")
-    phone.goto(f"{CANCEL}?run_id={run.run_id}")
-    assert phone.evaluate("() => document.documentElement.scrollWidth") == 390
-    yes(phone)
-    assert messages(phone)[0] == "1 run has been cancelled."
-    record = Cancellation.objects.get()
-    chief = visit("chief", is_superuser=True, viewport={"width": 390, "height": 800})
-    make_run()
-    pages = [f"{RECORDS}{record.pk}/{page}/" for page in ("change", "abort", "retry")]
-    for url in (*pages, f"{LIST}cancel-all/"):
-        chief.goto(url)
-        assert chief.evaluate("() => document.documentElement.scrollWidth") == 390
-    for url in (LIST, page_of(run)):
-        phone.goto(url)
-        assert phone.evaluate("() => document.documentElement.scrollWidth") == 390

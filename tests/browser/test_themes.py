@@ -10,9 +10,10 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from django_run_cancel.cancellation import advance_bulk_cancellations
+from django_run_cancel.cancellation import advance_bulk_cancellations, cancel_runs
 from django_run_cancel.models import Cancellation
-from tests.admin.helpers import LIST, page_of
+from tests.admin.helpers import KEYS, LIST, RECORDS, page_of
+from tests.browser.conftest import Visit
 from tests.browser.pages import button, run_action, tick, yes
 from tests.helpers import make_run, make_runs, statuses
 
@@ -104,3 +105,21 @@ def test_new_key_is_shown(chief: Page) -> None:
     chief.locator("input[name=name]").fill("CI")
     chief.locator("[name=_save]").locator("visible=true").first.click()
     expect(chief.get_by_label("API key", exact=True)).to_have_value(re.compile("^rc_"))
+
+
+def test_fits_on_a_phone(visit: Visit) -> None:
+    phone = visit("phone", is_superuser=True, viewport={"width": 390, "height": 844})
+    run = make_run("running", title="Nightly import of the catalogue of the Harbour library")
+    record = cancel_runs([run.run_id], requested_by="night watch", reason="Disk full").cancellation
+    assert record is not None
+    for url in (
+        LIST,
+        page_of(run),
+        RECORDS,
+        f"{RECORDS}{record.pk}/change/",
+        f"{LIST}cancel-all/",
+        KEYS,
+        f"{KEYS}add/",
+    ):
+        phone.goto(url)
+        assert phone.evaluate("() => document.documentElement.scrollWidth") == 390, url
