@@ -48,6 +48,30 @@ def make_crawls() -> None:
                     page.transition_to(step)
 
 
+def make_incident() -> None:
+    """Let runs go on stopping for half an hour, as their executor could not be told."""
+    from datetime import timedelta
+
+    from django.utils import timezone
+
+    from django_run_cancel.cancellation import cancel_runs
+    from django_run_cancel.models import CancellationItem, Run
+
+    exports = [
+        Run.objects.create(title=f"Export of the ledger {year}") for year in range(2022, 2026)
+    ]
+    for run in exports:
+        run.mark_running()
+    record = cancel_runs(
+        [run.run_id for run in exports], requested_by="night watch", reason="Disk full"
+    ).cancellation
+    past = timezone.now() - timedelta(minutes=34, seconds=30)
+    Run.objects.filter(cancellation=record).update(created_at=past, finished_at=past)
+    CancellationItem.objects.filter(cancellation=record).update(
+        delivery="failed", last_error="Connection refused"
+    )
+
+
 def take() -> None:
     """Walk through a cancellation and keep a picture of each page."""
     from django.contrib.staticfiles.handlers import StaticFilesHandler
@@ -96,6 +120,9 @@ def take() -> None:
         shoot("cancellation")
         page.goto(f"{runs}by-run-id/?run_id={workflow.run_id}")
         shoot("run")
+        make_incident()
+        page.goto(f"{runs}?stop_state=stopping")
+        shoot("incident")
         browser.close()
     server.terminate()
     connections.close_all()

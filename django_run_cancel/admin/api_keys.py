@@ -13,7 +13,7 @@ from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from django_run_cancel.admin.base import AnyModelAdmin, FewLookupsMixin, searched
+from django_run_cancel.admin.base import STYLES, AnyModelAdmin, FewLookupsMixin, searched
 from django_run_cancel.admin.columns import age
 from django_run_cancel.admin.worker import WorkerWarningMixin, warn_of_worker
 from django_run_cancel.models import ApiKey
@@ -35,7 +35,7 @@ class ApiKeyAdmin(WorkerWarningMixin, FewLookupsMixin, AnyModelAdmin):
     """API keys. What a key may do is settled when it is created."""
 
     class Media:
-        css: ClassVar[Any] = {"all": ["django_run_cancel/admin.css"]}
+        css: ClassVar[Any] = STYLES
         js = ("django_run_cancel/new_key.js",)
 
     list_display = ("name", "prefix", "tenant", "access", "created", "last_used")

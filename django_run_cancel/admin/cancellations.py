@@ -11,6 +11,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from django_run_cancel.admin.announcements import FailedDeliveriesMixin
 from django_run_cancel.admin.base import (
+    STYLES,
     AnyModelAdmin,
     FastListMixin,
     ReadOnlyMixin,
@@ -103,7 +104,7 @@ class CancellationItemAdmin(
     """The runs of all cancellations: what happened to each, and whether its executor was told."""
 
     class Media:
-        css: ClassVar[Any] = {"all": ["django_run_cancel/admin.css"]}
+        css: ClassVar[Any] = STYLES
 
     list_display = ("title_and_id", "result", "work", "told", "record")
     actions = ("retry",)

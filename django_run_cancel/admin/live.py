@@ -12,7 +12,7 @@ from django.template.response import TemplateResponse
 from django.urls import path
 from django.utils import timezone
 
-from django_run_cancel.admin.base import AddressMixin
+from django_run_cancel.admin.base import STYLES, AddressMixin
 from django_run_cancel.admin.columns import clock
 from django_run_cancel.admin.worker import ListWarningMixin, worker_warning
 
@@ -33,9 +33,7 @@ class LiveSummaryMixin(ListWarningMixin, AddressMixin):
     def media(self) -> forms.Media:
         """Return the scripts and styles of the pages; not as a class, which the host may have."""
         media: forms.Media = super().media
-        return media + forms.Media(
-            css={"all": ["django_run_cancel/admin.css"]}, js=["django_run_cancel/summary.js"]
-        )
+        return media + forms.Media(css=STYLES, js=["django_run_cancel/summary.js"])
 
     def get_urls(self) -> list[Any]:
         """Return the pages: also the summary alone, for the script that keeps it up to date."""

@@ -14,7 +14,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext_lazy, ngettext
 
-from django_run_cancel.admin.base import AnyModelAdmin
+from django_run_cancel.admin.base import STYLES, AnyModelAdmin
 from django_run_cancel.admin.forms import too_many
 from django_run_cancel.admin.mixins import CancelRunsAdminMixin
 from django_run_cancel.cancellation.arguments import MAX_RUN_ID_LENGTH, MAX_RUN_IDS
@@ -49,7 +49,7 @@ class CancelReferencedRunsAdminMixin(AnyModelAdmin if TYPE_CHECKING else object)
     def media(self) -> forms.Media:
         """Return the scripts and styles of the pages; not as a class, which the host may have."""
         media: forms.Media = super().media
-        return media + forms.Media(css={"all": ["django_run_cancel/admin.css"]})
+        return media + forms.Media(css=STYLES)
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
         """Check also that the field exists, and that runs have a page that asks."""
