@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,9 @@ MAX_COUNTED = 10_000
 COMPARISONS = ("exact", "in", "isnull", "gt", "gte", "lt", "lte")
 """Lookups that the filters of Django's admin send."""
 
-STYLES = {"all": ["django_run_cancel/admin.css", "django_run_cancel/grappelli.css"]}
+STYLES: dict[str, Sequence[str]] = {
+    "all": ["django_run_cancel/admin.css", "django_run_cancel/grappelli.css"]
+}
 """The style sheets of all pages, as the CSS of Django's ``Media``."""
 
 HIGHEST_CHARACTER = "\U0010ffff"

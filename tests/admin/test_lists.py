@@ -29,6 +29,7 @@ QUERIES = [
     "?status=failed",
     "?status__exact=x",
     "?stop_state=stopping",
+    "?status=stopping",
     "?run_type=workflow",
     "?tenant=t7",
     "?tenant=",
