@@ -29,7 +29,7 @@ def worker_warning() -> Any:
     else:
         text = _("A cancelled run should have been presumed stopped {age} ago.")
     text += " " + _("Is the delivery worker running? It is started with: {command}")
-    command = format_html("<code>{}</code>", COMMAND)
+    command = format_html('<code class="run-cancel-command">{}</code>', COMMAND)
     return format_html(text, age=duration(late.duration), command=command)
 
 
