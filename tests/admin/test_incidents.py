@@ -16,7 +16,14 @@ from django_run_cancel.cancellation import (
     cancel_runs,
     start_bulk_cancellation,
 )
-from django_run_cancel.models import ApiKey, Cancellation, CancellationItem, get_run_model
+from django_run_cancel.cancellation.chunks import advance_chunk
+from django_run_cancel.models import (
+    ApiKey,
+    Cancellation,
+    CancellationChunk,
+    CancellationItem,
+    get_run_model,
+)
 from tests.admin.helpers import (
     KEYS,
     KILL,
@@ -285,3 +292,18 @@ def test_filter_with_several_values__in_words(chief: Client) -> None:
     record = start_bulk_cancellation(runs, requested_by="x", selection=selection).cancellation
     shown = words(chief.get(f"{RECORDS}{record.pk}/change/"))
     assert "Selected: status = queued, paused" in shown
+
+
+def test_bulk_cancellation_that_stands_still__no_end_is_foretold(chief: Client) -> None:
+    make_runs(1_000)
+    runs = get_run_model()._base_manager.all()
+    record = start_bulk_cancellation(runs, requested_by="x").cancellation
+    advance_chunk(record.pk)
+    shown = words(chief.get(f"{RECORDS}{record.pk}/change/"))
+    assert "1,000 runs" in shown
+    Cancellation.objects.update(requested_at=ago(minutes=21))
+    CancellationChunk.objects.update(advanced_at=ago(minutes=20.99))
+    shown = words(chief.get(f"{RECORDS}{record.pk}/change/"))
+    assert "a second" in shown
+    assert "left, until" not in shown
+    assert "A bulk cancellation has not gone on for 20 min." in shown
