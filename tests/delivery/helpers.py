@@ -68,6 +68,10 @@ class Nodding(BaseBackend):
         return {request.external_id: True for request in requests}
 
 
+class Death(BaseException):
+    """In the place of the end of the process."""
+
+
 class Unspeakable(Exception):
     def __str__(self) -> str:
         raise ValueError("no words")
