@@ -82,6 +82,18 @@ def test_transitions__times_and_reason() -> None:
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("target", [RunStatus.FAILED, RunStatus.TERMINATED, RunStatus.TIMED_OUT])
+def test_transitions__reason_of_a_bad_end(target: RunStatus) -> None:
+    run, unexplained = make_run(RunStatus.RUNNING), make_run(RunStatus.RUNNING)
+    getattr(run, METHODS[target])("the node was drained")
+    getattr(unexplained, METHODS[target])()
+    for each, reason in ((run, "the node was drained"), (unexplained, "")):
+        assert each.failure_reason == reason
+        each.refresh_from_db()
+        assert (each.status, each.failure_reason) == (target, reason)
+
+
+@pytest.mark.django_db
 def test_transitions__decided_by_the_database_not_the_instance() -> None:
     run = make_run(RunStatus.RUNNING)
     stale = type(run)._default_manager.get(pk=run.pk)

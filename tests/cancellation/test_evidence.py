@@ -7,10 +7,11 @@ import pytest
 
 from django_run_cancel.cancellation import cancel_runs
 from django_run_cancel.cancellation.evidence import record_stopped
+from django_run_cancel.db.threads import call_in_thread
 from django_run_cancel.models import get_run_model
 from django_run_cancel.signals import run_cancelled, run_stopped
 from django_run_cancel.states import RunStatus, StopState
-from tests.helpers import ids, make_run
+from tests.helpers import IS_SQLITE, ids, locked_elsewhere, make_run
 
 pytestmark = pytest.mark.django_db
 Capture = Callable[..., Any]
@@ -75,6 +76,21 @@ def test_record_stopped__somebody_knows_better_meanwhile(stopped: Any) -> None:
     finally:
         run_stopped.disconnect(acknowledge)
     assert sorted(state for *_, state in stopped) == ["acknowledged", "presumed"]
+
+
+@pytest.mark.skipif(IS_SQLITE, reason="SQLite locks no rows")
+@pytest.mark.django_db(transaction=True)
+def test_record_stopped__waits_for_a_locked_row() -> None:
+    run = make_run(RunStatus.RUNNING)
+    cancel(run)
+    with locked_elsewhere(run):
+        assert record_stopped([run.run_id], "acknowledged", wait=False) == []
+        future = call_in_thread(lambda: record_stopped([run.run_id], "acknowledged"))
+        with pytest.raises(TimeoutError):
+            future.result(0.5)
+    assert future.result(120) == [run.run_id]
+    run.refresh_from_db()
+    assert run.stop_state == "acknowledged"
 
 
 @pytest.mark.parametrize("state", ["stopping", "never_started", "", "dead"])

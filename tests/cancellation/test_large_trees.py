@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.db import connection
 
 from django_run_cancel.cancellation import (
     abort_bulk_cancellation,
@@ -14,7 +15,15 @@ from django_run_cancel.cancellation import (
 )
 from django_run_cancel.exceptions import RunCancelled
 from django_run_cancel.models import CancellationChunk, get_run_model
-from tests.helpers import make_run, make_runs, statuses, unwritable
+from tests.helpers import (
+    IS_MYSQL,
+    IS_SQLITE,
+    locked_elsewhere,
+    make_run,
+    make_runs,
+    statuses,
+    unwritable,
+)
 
 RUN = get_run_model()
 
@@ -84,6 +93,40 @@ def test_dry_run() -> None:
     assert (result.cancelled, result.postponed) == ([top.run_id], [top.run_id])
     assert len(result.items) == 1
     assert not CancellationChunk.objects.exists()
+
+
+# Rows beside those that are cancelled. Reading committed rows, MariaDB scans a table of which most
+# rows are listed if the list is too long; repeating reads, it scans such a table in any case.
+OTHERS = {"default": 3}
+if IS_MYSQL:
+    OTHERS = {"READ COMMITTED": 3, "REPEATABLE READ": 5_000}
+
+
+@pytest.mark.skipif(IS_SQLITE, reason="SQLite locks no rows")
+@pytest.mark.parametrize(("level", "count"), OTHERS.items(), ids=OTHERS)
+@pytest.mark.django_db(transaction=True)
+def test_more_rows_than_mariadb_looks_up__wait_for_no_other(
+    level: str, count: int, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a list of 1,000 keys MariaDB may scan the table, and wait for whoever has locked a row."""
+    settings.RUN_CANCEL_MAX_TREE = 10_000
+    top, *others = make_run(), *make_runs(count)
+    make_runs(1_500, parent=top)
+    timeout = "lock_timeout = '5s'"
+    if IS_MYSQL:
+        timeout = "SESSION innodb_lock_wait_timeout = 5"
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET {timeout}")
+            if IS_MYSQL:
+                cursor.execute(f"SET SESSION TRANSACTION ISOLATION LEVEL {level}")
+                monkeypatch.setattr(connection, "isolation_level", level.lower())
+        with locked_elsewhere(*others[:3]):
+            result = cancel_runs([top.run_id], requested_by="tests")
+    finally:
+        connection.close()  # and with it the settings of the session
+    assert len(result.items) == 1_501
+    assert set(statuses(*others)) == {"queued"}
 
 
 def test_force_reaches_what_stops_below() -> None:

@@ -73,6 +73,12 @@ class TestTruth:
         assert recorded.outcome == Outcome.NOT_FOUND
         assert len(recorded.run_id) <= 64
 
+    def test_longest_id(self) -> None:
+        run = make_run(run_id="x" * 64)
+        assert cancel(run.run_id).cancelled == [run.run_id]
+        assert statuses(run) == [RunStatus.CANCELLED]
+        assert CancellationItem.objects.get().run_id == run.run_id
+
     def test_similar_ids_are_told_apart(self) -> None:
         lower, upper = make_run(run_id="tsk_1"), make_run(run_id="TSK_1")
         assert cancel("TSK_1").cancelled == ["TSK_1"]
@@ -356,6 +362,18 @@ class TestDryRun:
         real = cancel(*asked)
         assert (dry.cancelled, dry.failed, dry.items) == (real.cancelled, real.failed, real.items)
         assert received == []
+
+    def test_deep_tree(self) -> None:
+        """PostgreSQL reads its levels in more than one statement."""
+        top = above = make_run(RunStatus.RUNNING)
+        below = []
+        for _ in range(5):
+            above = above.create_child(status=RunStatus.QUEUED)
+            below.append(above.run_id)
+        dry = cancel(top.run_id, dry_run=True)
+        assert {item.run_id for item in dry.items} == {top.run_id, *below}
+        assert not Cancellation.objects.exists()
+        assert cancel(top.run_id).items == dry.items
 
 
 class TestArguments:

@@ -327,6 +327,23 @@ def test_run_that_its_quick_job_has_locked(
     assert (run.dispatch_due_at is None) is not long
 
 
+@pytest.mark.parametrize(("waited", "longest"), [(0, 2), (100, 100), (3600, 300), (10**6, 300)])
+def test_dispatched_again__after_as_long_as_it_has_waited_within_bounds(
+    dummy: DummyBackend, waited: int, longest: int
+) -> None:
+    dummy.outcome = BackendError("away")
+    run = created()
+    dispatch(run, "dummy")
+    began = timezone.now()
+    let_time_pass(queued_at=began - timedelta(seconds=waited))
+    assert redispatch() == 0
+    run.refresh_from_db()
+    # A slow test only adds to the time that the run has waited.
+    slack = (timezone.now() - began) * 2
+    assert timedelta(seconds=longest / 2) <= run.dispatch_due_at - began
+    assert run.dispatch_due_at - began <= timedelta(seconds=longest) + slack
+
+
 def test_run_that_cannot_be_written__keeps_no_other_waiting(dummy: DummyBackend) -> None:
     bad, other = created(), created()
     dummy.outcome = BackendError("away")

@@ -173,6 +173,8 @@ def test_bad_rows__hold_nobody_up(dummy: DummyBackend) -> None:
     assert "Unspeakable" in errors[6]
     assert errors[7] == "RuntimeError: cannot tell"
     assert all(item_of(run).next_attempt_at > began + timedelta(seconds=1) for run in bad)
+    # Nobody knows of backends that cannot be loaded that they can be told by force.
+    assert [item_of(run).escalates_at for run in bad[:2]] == [None, None]
 
 
 def test_row_that_cannot_be_written__holds_no_other_up(

@@ -147,6 +147,18 @@ def test_presume__at_most_so_many(dummy: DummyBackend) -> None:
     assert [presume(limit=2), presume(limit=2), presume(limit=2)] == [2, 1, 0]
 
 
+def test_presume__the_oldest_first(dummy: DummyBackend) -> None:
+    runs = [cancelled() for _ in range(3)]
+    pass_time(301)
+    for age, run in enumerate(runs):
+        created = timezone.now() - timedelta(days=1 + age)
+        get_run_model().objects.filter(pk=run.pk).update(created_at=created)
+    for run in reversed(runs):
+        assert presume(limit=1) == 1
+        assert state_of(run)[1] == "presumed"
+    assert presume(limit=1) == 0
+
+
 def test_look_for_silent__reads_all_runs_no_more_than_once_a_second(
     dummy: DummyBackend, monkeypatch: Any
 ) -> None:
