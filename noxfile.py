@@ -225,3 +225,11 @@ def fuzz(session: nox.Session) -> None:
     }
     tests = ("tests/api/test_fuzz.py", "tests/api/test_schemathesis.py")
     session.run("python", "-m", "pytest", "-q", *PARALLEL[:2], *tests, env=env)
+
+
+@nox.session(python="3.13")
+def mutation(session: nox.Session) -> None:
+    """Change random places of the core, and fail when the tests of their folder do not notice."""
+    install(session, "test")
+    session.install("cosmic-ray>=8.7")
+    session.run("python", "-m", "tools.mutation", *session.posargs)
