@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.db import IntegrityError
+from django.utils import timezone
 
 from django_run_cancel.backends import BaseBackend, StopOutcome, StopRequest
 from django_run_cancel.cancellation import cancel_runs
@@ -146,3 +147,14 @@ def claim_all() -> Claim:
     claim = claim_due(DELIVERY, 100)
     assert claim is not None
     return claim
+
+
+def created(**fields: Any) -> Any:
+    return make_run(RunStatus.CREATED, backend="", external_id="", **fields)
+
+
+def let_dispatches_fall_due(**fields: Any) -> None:
+    """Make runs that are to be handed over again due now."""
+    get_run_model()._default_manager.filter(dispatch_due_at__isnull=False).update(
+        dispatch_due_at=timezone.now() - timedelta(seconds=1), **fields
+    )
