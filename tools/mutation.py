@@ -34,10 +34,18 @@ PACKAGE = Path("django_run_cancel")
 TESTS = {
     "api": ["tests/api"],
     "cancellation": ["tests/cancellation"],
-    "db": ["tests/db", "tests/models", "tests/cancellation"],  # which the statements are made for
+    # What the statements, and waiting while the database is away, are for.
+    "db": [
+        *("tests/db", "tests/models", "tests/cancellation", "tests/admin/test_search.py"),
+        *("tests/execution/test_gate.py", "tests/execution/test_outages.py"),
+    ],
     "delivery": ["tests/delivery"],
     "execution": ["tests/execution"],
-    "models": ["tests/models", "tests/cancellation"],
+    # The checks of databases are a module of models; the migration has the columns.
+    "models": [
+        *("tests/models", "tests/test_states.py", "tests/test_checks.py", "tests/test_hosts.py"),
+        "tests/cancellation",
+    ],
 }
 """The tests that should notice a change, by the folder that it is made in."""
 
