@@ -106,9 +106,21 @@ class TestListening:
         assert message.startswith("Cannot listen")
 
     @pytest.mark.skipif(IS_POSTGRESQL, reason="the others cannot tell")
-    def test_polls_where_there_is_nothing_to_listen_to(self, settings: Any) -> None:
+    def test_polls_where_there_is_nothing_to_listen_to(self, settings: Any, caplog: Any) -> None:
         settings.RUN_CANCEL_POLL_SECONDS = 0.05
         run = make_run()
         with pytest.raises(RunCancelled), execution(run.run_id) as executed:
             cancel(run)
             work_on(executed)
+        assert caplog.messages == []  # it has not tried
+
+    def test_not_unless_the_host_wants_it(self, settings: Any) -> None:
+        """PgBouncer has connections that cannot listen, for example."""
+        settings.RUN_CANCEL_LISTEN = False
+        settings.RUN_CANCEL_POLL_SECONDS = 0.02
+        run = make_run()
+        with execution(run.run_id) as executed:
+            cancel(run)
+            with pytest.raises(RunCancelled):
+                work_on(executed)  # it has asked the database by now
+            assert watcher.current._listening_connection is None
