@@ -87,7 +87,9 @@ class TestWithoutADatabase:
         assert fresh(run).stop_state == StopState.ACKNOWLEDGED
 
     @pytest.mark.skipif(not IS_SQLITE, reason="Elsewhere a table that is missing is no outage.")
-    def test_away_when_it_ends(self) -> None:
+    def test_away_when_it_ends(self, monkeypatch: Any) -> None:
+        """Its end is tried for longer than what somebody waits for."""
+        monkeypatch.setattr(retry, "BRIEF_DELAYS", ())
         run = make_run()
         table = run._meta.db_table
         back = threading.Timer(0.2, elsewhere, [rename_table, "away", table])
@@ -96,6 +98,29 @@ class TestWithoutADatabase:
             back.start()
         back.join()
         assert fresh(run).status == RunStatus.COMPLETED
+
+    @pytest.mark.skipif(not IS_SQLITE, reason="Elsewhere a table that is missing is no outage.")
+    def test_away_when_it_could_not_be_entered(self, monkeypatch: Any) -> None:
+        """The error comes soon: no work has been done that could be lost."""
+        monkeypatch.setattr(retry, "BRIEF_DELAYS", (0.01,))
+        monkeypatch.setattr(retry, "RETRY_DELAYS", (PATIENCE,))
+        run = make_run()
+        table = run._meta.db_table
+
+        def start(thread: threading.Thread) -> None:
+            rename_table(table, "away")
+            raise RuntimeError("can't start new thread")
+
+        began = time.monotonic()
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", start)
+                with pytest.raises(RuntimeError, match="new thread"), execution(run.run_id):
+                    pytest.fail("It was entered.")
+        finally:
+            rename_table("away", table)
+        assert time.monotonic() - began < PATIENCE
+        assert fresh(run).status == RunStatus.RUNNING
 
     @pytest.mark.parametrize("error", [None, ValueError("the first")])
     def test_away_for_good(self, error: Exception | None, caplog: Any, monkeypatch: Any) -> None:
