@@ -1,4 +1,4 @@
-"""The app configuration: what is registered and imported at start."""
+"""The app configuration: registers system checks and schema extensions."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class RunCancelConfig(AppConfig):
 
 
 def _import_task_classes() -> None:
-    """Import our class of tasks where a Celery app names it; the app does so at its first task.
+    """Import the task class that a Celery app names, which connects its signal receivers.
 
-    A process may publish by name before that, and the runs are created by a signal receiver.
+    The app itself imports the class only with its first task, but a process may publish a task by
+    its name before that; without the receiver that task would have no run.
     """
     if (state := sys.modules.get("celery._state")) is None:
         return

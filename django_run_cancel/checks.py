@@ -1,4 +1,4 @@
-"""System checks, each with a hint that says what to do."""
+"""System checks of the settings, the run model, the backends and the deliveries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from django_run_cancel.models.database_checks import check_databases  # noqa: F4
 from django_run_cancel.states import Delivery
 
 MAX_NUMBER = 1e9
-"""Seconds beyond which dates and waiting have an end."""
+"""Upper limit of all numbers: with more seconds, dates and timeouts overflow."""
 
 
 @register(Tags.models)
@@ -61,7 +61,8 @@ def _check_run_meta(model: type[AbstractRun]) -> Iterator[CheckMessage]:
             obj=model,
             id="django_run_cancel.E003",
         )
-    table = model._meta.get_field("status").model  # of a subclass with a table of its own: the base
+    # With multi-table inheritance, the indexes are those of the base with the status column.
+    table = model._meta.get_field("status").model
     present = {tuple(index.fields) for index in table._meta.indexes}
     missing = [
         index.fields for index in AbstractRun._meta.indexes if tuple(index.fields) not in present
@@ -79,7 +80,7 @@ def _check_run_meta(model: type[AbstractRun]) -> Iterator[CheckMessage]:
 
 @register()
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
-    """Check that the settings are of their type, and that none is misspelt."""
+    """Check the types of the settings, and that no name is misspelt."""
     return [
         *_check_time_zones(),
         *_check_scope(),
@@ -222,7 +223,7 @@ def check_schema(**kwargs: Any) -> list[CheckMessage]:
 
 @register()
 def check_backends(**kwargs: Any) -> list[CheckMessage]:
-    """Check that each backend can be made, and what it checks itself; nothing is connected to."""
+    """Instantiate each backend and run its own checks, without network connections."""
     if not isinstance(settings.BACKENDS, dict):
         return [_cannot_be_made("RUN_CANCEL_BACKENDS is no dictionary.")]
     messages: list[CheckMessage] = []
@@ -245,16 +246,16 @@ def _cannot_be_made(problem: str) -> Error:
 
 @register(deploy=True)
 def check_deployed_backends(**kwargs: Any) -> list[CheckMessage]:
-    """Check that the executors answer."""
+    """Check that the executors can be reached."""
     known = check_backends(**kwargs)
-    return [found for found in check_backends(**kwargs, deploy=True) if found not in known]
+    return [message for message in check_backends(**kwargs, deploy=True) if message not in known]
 
 
 @register(deploy=True)
 def check_deliveries(
     *, databases: Collection[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Check, if ``check --deploy`` may read the database, what has failed and what is late."""
+    """Warn of failed and late deliveries, if ``check --deploy`` is given ``--database``."""
     alias = router.db_for_write(CancellationItem)
     if alias not in (databases or ()):
         return []

@@ -1,4 +1,4 @@
-"""Settings: flat, prefixed with RUN_CANCEL_, read when they are needed and never cached."""
+"""Settings of the app: read from Django's settings at each access, and never cached."""
 
 from __future__ import annotations
 
@@ -16,61 +16,76 @@ class RunCancelSettings:
     """The run model, as ``app_label.ModelName``. Set it before the first migration."""
 
     ID_PREFIXES: dict[str, str] = {}
-    """Prefix of new run ids by run type, in addition to ``task`` and ``workflow``."""
+    """Maps run types other than ``task`` and ``workflow`` to the prefix of their run ids."""
 
     SCOPE: str | None = None
-    """Dotted path of ``(request, queryset) -> queryset``: the runs that a request may touch."""
+    """Dotted path of ``(request, queryset) -> queryset``: limits the runs a request can access."""
 
     BACKENDS: dict[str, dict[str, Any]] = {}
-    """Executors by alias: ``{"BACKEND": dotted path, "OPTIONS": {…}}``, in the form of CACHES."""
+    """Executor backends by alias, as in CACHES: ``{"BACKEND": dotted path, "OPTIONS": {…}}``."""
 
     POLL_SECONDS: float = 1.0
-    """How often running code looks whether it has been cancelled."""
+    """Seconds between two queries for the cancellation of runs that this process executes."""
 
     HEARTBEAT_SECONDS: float = 15.0
-    """How often running code says that it is alive."""
+    """Seconds between two heartbeats of a running execution."""
 
     TAKE_OVER_SECONDS: float | None = None
-    """After how long without a heartbeat a job that is delivered again takes over its run."""
+    """Seconds without a heartbeat until a redelivered job takes over its run.
+
+    None means three times ``HEARTBEAT_SECONDS``.
+    """
 
     THREAD_CONTEXT: str | None = None
-    """Dotted path of a function that returns what threads enter to see the rows the code sees."""
+    """Dotted path of a function that returns a context manager factory for background threads.
+
+    They need it where a connection decides which rows are visible: see ``thread_context.py``.
+    """
 
     GRACE_SECONDS: float = 30
-    """How long cancelled code may take to end, before it is killed where that can be done."""
+    """Seconds after a cancellation until backends that can kill are asked to kill the work."""
 
     PRESUME_SECONDS: float = 300
-    """After how long cancelled code that nobody has heard of is presumed to have ended."""
+    """Seconds after a cancellation until work that has not reported its end is presumed stopped."""
 
     STALLED_SECONDS: float | None = None
-    """After how long without a heartbeat a running run is set to timed out; None for never."""
+    """Seconds without a heartbeat until a running run is set to ``timed_out``; None for never."""
 
     MAX_ATTEMPTS: int = 10
-    """How often an executor or a handler that fails is tried, before somebody must look."""
+    """Maximum number of attempts to call an executor or a handler that fails."""
 
     MAX_TREE: int = 10_000
-    """Descendants cancelled in one transaction; of more, the delivery worker cancels the rest."""
+    """Maximum number of descendants cancelled in one transaction.
+
+    The delivery worker cancels the others afterwards.
+    """
 
     MAX_LOCK_MS: int = 250
-    """How long a bulk cancellation may lock runs at a time: it cancels fewer at once if need be."""
+    """Milliseconds that a bulk cancellation may lock rows: it adapts the size of its batches."""
 
     MAX_BULK: int = 10
-    """How many bulk cancellations of a tenant may be in progress at a time over the API."""
+    """Maximum number of bulk cancellations per tenant that the API accepts at the same time."""
 
     LISTEN: bool = False
-    """Whether running code learns of a cancellation at once, through LISTEN on PostgreSQL."""
+    """Whether running code is notified of cancellations by LISTEN, in addition to polling.
+
+    Only on PostgreSQL.
+    """
 
     HANDLERS: list[str] = []
-    """Dotted paths of ``(item) -> None``: what must happen exactly once for a cancelled run."""
+    """Dotted paths of ``(item) -> None``, called for each cancelled run.
+
+    The transaction in which they are called commits exactly once for each run.
+    """
 
     TRACK: list[str] = ["*"]
-    """Patterns of the names of tasks that become runs; after ``!``, of those that do not."""
+    """Patterns for the names of tasks that become runs; a pattern after ``!`` excludes tasks."""
 
     DESCRIBE: str | None = None
-    """Dotted path of ``(name, args, kwargs) -> dict``: fields of the run of a task."""
+    """Dotted path of ``(name, args, kwargs) -> dict``: returns field values for a task's run."""
 
     EXPOSE_ERRORS: bool = False
-    """Whether API keys read the message of an error that a run failed with, or only its kind."""
+    """Whether the API returns the error message of a failed run, or only the error's class."""
 
     def __getattribute__(self, name: str) -> Any:
         default = super().__getattribute__(name)

@@ -1,7 +1,7 @@
-"""Every error that this package raises on purpose has one base: RunCancelError.
+"""Exceptions raised by this package; all inherit from ``RunCancelError``.
 
-The arguments of an error are its ``args``, and its message is made when it is shown. So errors
-survive pickling, copying, process pools and result backends.
+Each passes its constructor's arguments to ``super().__init__()`` and builds its message in
+``__str__``. So it can be pickled, as process pools and result backends do.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ class RunCancelError(Exception):
 
 
 class TransitionNotAllowed(RunCancelError):
-    """A run could not move to the status that was asked for.
+    """The run cannot change to the requested status.
 
     Attributes:
         run_id: Public id of the run.
-        current: Status found in the database, or None when the run is gone.
-        target: Status that was asked for.
-        hint: What to do, or who is in the way; blank if there is nothing to say.
+        current: Status in the database; None if the run does not exist.
+        target: The requested status.
+        hint: Additional sentence of the message: the reason or a remedy; may be blank.
     """
 
     def __init__(self, run_id: str, current: str | None, target: str, hint: str = "") -> None:
@@ -35,7 +35,7 @@ class TransitionNotAllowed(RunCancelError):
 
 
 class StateNotWritable(RunCancelError):
-    """``save()`` was asked to write fields that belong to the state machine.
+    """``save()`` was called with changed fields that only transitions may write.
 
     Attributes:
         run_id: Public id of the run.
@@ -72,7 +72,7 @@ class RunCancelled(RunCancelError):
 
 
 class IdempotencyKeyReused(RunCancelError):
-    """An idempotency key came back with another request than the one it was first used for.
+    """An idempotency key was sent again with a different request.
 
     Attributes:
         idempotency_key: The key.
@@ -87,7 +87,7 @@ class IdempotencyKeyReused(RunCancelError):
 
 
 class RunInProgress(RunCancelError):
-    """Another execution has this run already, for example after a redelivery.
+    """Another execution owns the run, for example after the queue has redelivered a message.
 
     Attributes:
         run_id: Public id of the run.
@@ -102,14 +102,14 @@ class RunInProgress(RunCancelError):
 
 
 class BackendError(RunCancelError):
-    """An executor could not be reached, or refused what it was told."""
+    """The executor could not be reached, or refused the request."""
 
 
 class UnknownBackend(BackendError):
     """A run names a backend that ``RUN_CANCEL_BACKENDS`` does not have.
 
     Attributes:
-        alias: The name.
+        alias: The unknown alias.
     """
 
     def __init__(self, alias: str) -> None:
@@ -121,7 +121,7 @@ class UnknownBackend(BackendError):
 
 
 class UnknownTask(BackendError):
-    """A backend has no task with the name that was given.
+    """The executor of a backend has no task with the given name.
 
     Attributes:
         alias: Alias of the backend.

@@ -1,12 +1,11 @@
-"""Text that is safe to store, to show and to log: without secrets and control characters."""
+"""Makes text safe to store, to display and to log: removes secrets and control characters."""
 
 from __future__ import annotations
 
 import re
 import traceback
 
-# Bounded where another repetition follows or the text before it may begin as well: what somebody
-# else has written must not take time that grows with the square of its length.
+# Repetitions are bounded where backtracking could take quadratic time: the text is untrusted.
 SECRETS = (
     # The user and password of a URL, also one with slashes and spaces in it.
     (re.compile(r"(?<=://)[^/\s]*@"), "…@"),
@@ -25,12 +24,12 @@ SECRETS = (
     (re.compile(r"\brc_[\w-]{20,}"), "rc_…"),
 )
 
-# C0 and C1 controls, line separators, and what reverses the direction of text.
+# C0 and C1 controls, line separators, and characters that change the direction of text.
 CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def redact(text: str) -> str:
-    """Return a text without passwords, tokens and keys, as far as they can be recognised."""
+    """Replace the passwords, tokens and keys that ``SECRETS`` recognises."""
     for pattern, replacement in SECRETS:
         text = pattern.sub(replacement, text)
     return text
@@ -40,16 +39,17 @@ def describe_error(error: BaseException, max_length: int) -> str:
     """Return an error and its notes as redacted text that every database can store.
 
     Args:
-        error: Any, also one that cannot be turned into text.
-        max_length: Characters that are kept.
+        error: Any error, even if its ``__str__`` raises.
+        max_length: Maximum number of characters.
     """
-    # Cut afterwards: half a password is recognised as none. But not all of a text without end.
+    # Truncate after redacting, as a truncated password is not recognised. The first limit bounds
+    # the time that redacting a very long text takes.
     text = "".join(traceback.format_exception_only(error)).strip()[: 10 * max_length]
     return encodable(redact(text))[:max_length]
 
 
 def encodable(text: str) -> str:
-    """Return a text without what no database can store."""
+    """Remove null characters and escape surrogates, which databases cannot store."""
     return text.replace("\0", "").encode("utf-8", "backslashreplace").decode()
 
 
@@ -59,5 +59,8 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Return a text of several lines, such as a traceback, that cannot pass for other log lines."""
+    """Return a text of several lines, such as a traceback, indented and with escaped controls.
+
+    The indentation keeps a line of the text from being read as a log record of its own.
+    """
     return "\n    ".join(printable(line) for line in text.splitlines())

@@ -1,20 +1,20 @@
-"""Signals, sent after the transaction has committed. Receivers that raise are logged.
+"""Signals, sent after the transaction has committed. Errors of receivers are logged.
 
-Nothing is sent for a run that was cancelled already, nor for a dry run.
+A dry run sends none, and a run that was cancelled before sends none again.
 """
 
 from __future__ import annotations
 
 from django.dispatch import Signal
 
-#: Once per run that a request has changed, children included.
+#: Sent once for each run that a request has cancelled, including descendants.
 #: sender: the run model; run_id: str; cancellation_id: str.
 run_cancelled = Signal()
 
-#: Once per request that has changed at least one run.
+#: Sent once for each request that has cancelled at least one run.
 #: sender: the run model; run_ids: list[str]; cancellation_id: str.
 runs_cancelled = Signal()
 
-#: Once per cancelled run, when it is known or presumed that its code does not run.
+#: Sent once for each cancelled run, when its code has stopped or is presumed to have stopped.
 #: sender: the run model; run_id: str; cancellation_id: str; stop_state: str.
 run_stopped = Signal()

@@ -1,4 +1,4 @@
-"""What a run, a request and an item can be, and how a run may move between statuses."""
+"""Enums of runs, cancellations and their items, and the allowed transitions between statuses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RunType(TextChoices):
 
 
 class RunStatus(TextChoices):
-    """Where a run is in its life."""
+    """Statuses of a run."""
 
     CREATED = "created", _("created")
     QUEUED = "queued", _("queued")
@@ -37,17 +37,17 @@ ACTIVE = frozenset(
 TERMINAL = frozenset(RunStatus) - ACTIVE
 
 WAITING = frozenset({RunStatus.CREATED, RunStatus.QUEUED})
-"""Active, but no code of the run is executing: cancelling it leaves nothing to stop."""
+"""Active statuses in which no code of the run executes: a cancellation has nothing to stop."""
 
 HANDED_BACK = UUID(int=0)
-"""The ``execution_id`` of a run that its code has left, for another try or for later.
+"""The ``execution_id`` of an active run that its execution has left: requeued or paused.
 
-None says less: no execution has ever held the run.
+None means that no execution has ever owned the run.
 """
 
 SOURCES: Mapping[RunStatus, frozenset[RunStatus]] = {
     RunStatus.CREATED: frozenset(),
-    # From running: a retry. From paused: resumed through the queue.
+    # running → queued is a retry; paused → queued resumes the run through the queue.
     RunStatus.QUEUED: frozenset({RunStatus.CREATED, RunStatus.RUNNING, RunStatus.PAUSED}),
     RunStatus.RUNNING: frozenset({RunStatus.CREATED, RunStatus.QUEUED, RunStatus.PAUSED}),
     RunStatus.PAUSED: frozenset({RunStatus.RUNNING}),
@@ -57,7 +57,7 @@ SOURCES: Mapping[RunStatus, frozenset[RunStatus]] = {
     RunStatus.TIMED_OUT: ACTIVE,
     RunStatus.CANCELLED: ACTIVE,
 }
-"""The statuses that each status may be entered from. Nothing leaves a terminal status."""
+"""Maps each status to the statuses from which a run may enter it. Terminal statuses are final."""
 
 
 class StopState(TextChoices):
@@ -77,21 +77,21 @@ STATE_WORDS = {
     StopState.KILLED: _("cancelled, stopped (killed)"),
     StopState.PRESUMED: _("cancelled, presumed stopped"),
 }
-"""What to call a cancelled run: never just cancelled, as its work may go on."""
+"""Labels of cancelled runs for users. They always say whether the work has stopped."""
 
 
 def words_of_stop(stop_state: str) -> Any:
-    """Return what to call a cancelled run, for people; an unknown state is its own word."""
+    """Return the label of a stop state for users, or the value itself if it is unknown."""
     return STATE_WORDS.get(stop_state, stop_state)  # type: ignore[call-overload]
 
 
 def words_of_status(status: str) -> Any:
-    """Return what to call a status, for people; an unknown one is its own word."""
+    """Return the label of a status for users, or the value itself if it is unknown."""
     return dict(RunStatus.choices).get(status, status)
 
 
 class Source(TextChoices):
-    """Where a cancellation was asked for."""
+    """The interface through which a cancellation was requested."""
 
     API = "api", _("API")
     ADMIN = "admin", _("admin")
@@ -100,7 +100,7 @@ class Source(TextChoices):
 
 
 class Outcome(TextChoices):
-    """What a cancellation did with one run."""
+    """Result of a cancellation for one run."""
 
     CANCELLED = "cancelled", _("cancelled")
     ALREADY_CANCELLED = "already_cancelled", _("already cancelled")
@@ -109,7 +109,7 @@ class Outcome(TextChoices):
 
 
 SUCCESSFUL = frozenset({Outcome.CANCELLED, Outcome.ALREADY_CANCELLED})
-"""Outcomes that are answered as ``cancelled``; the others are answered as ``failed``."""
+"""Outcomes that responses list as ``cancelled``; they list the others as ``failed``."""
 
 
 class Via(TextChoices):
@@ -120,7 +120,7 @@ class Via(TextChoices):
 
 
 class Delivery(TextChoices):
-    """Whether the executor of a cancelled run has been told."""
+    """State of one delivery: of a stop request to the executor, or of an item to the handlers."""
 
     NOT_NEEDED = "not_needed", _("not needed")
     PENDING = "pending", _("pending")
@@ -129,7 +129,7 @@ class Delivery(TextChoices):
 
 
 class CancellationState(TextChoices):
-    """How far a cancellation is. A request for few runs is completed when it is answered."""
+    """Progress of a cancellation; one that is no bulk cancellation is completed at once."""
 
     PENDING = "pending", _("pending")
     RUNNING = "running", _("running")
@@ -143,7 +143,7 @@ UNSETTLED = frozenset({CancellationState.PENDING, CancellationState.RUNNING})
 
 
 class ChunkKind(TextChoices):
-    """What is to be done with the runs of a chunk."""
+    """What the delivery worker does with the runs of a chunk."""
 
     REQUESTED = "requested", _("cancel them, as asked for")
     CASCADE = "cascade", _("cancel them, as they are below a cancelled run")
@@ -151,7 +151,7 @@ class ChunkKind(TextChoices):
 
 
 class ChunkState(TextChoices):
-    """Whether the runs of a chunk have been dealt with."""
+    """Whether the delivery worker has processed the runs of a chunk."""
 
     PENDING = "pending", _("pending")
     COMPLETED = "completed", _("completed")
