@@ -1,4 +1,4 @@
-"""What running code uses: the start of a run, checkpoints, and the record of how it ended."""
+"""The API for the code of a run: ``execution()``, checkpoints and callbacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The block of one execution: entering starts the run, leaving writes how its code ended."""
+"""``ExecutionBlock``: a context manager that starts a run and records how its code ended."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from django_run_cancel.execution.callbacks import Callbacks
 from django_run_cancel.execution.flag import StopFlag
 from django_run_cancel.execution.liveness import (
     Liveness,
-    await_for_owner,
     seconds_until_dead,
     wait_for_owner,
+    wait_for_owner_async,
 )
 from django_run_cancel.execution.ownership import Ownership, Requeue
-from django_run_cancel.execution.reentrancy import is_amid_statement
+from django_run_cancel.execution.reentrancy import is_inside_statement
 from django_run_cancel.execution.shield import (
     complete_despite_cancellation,
     in_orm_thread,
@@ -42,7 +42,7 @@ Heartbeat = Literal["checkpoint", "process"]
 
 
 class ExecutionBlock:
-    """What ``with`` and ``async with`` do around the code of a run."""
+    """Base of ``Execution``: implements ``with`` and ``async with``."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class ExecutionBlock:
         self.run_id = run_id
         self.cancelled = False
         self._take_over = take_over
-        self._is_tracked = is_tracked  # the code is a task of the host, which is not to fail for us
+        self._is_tracked = is_tracked  # a task of the host, which must not fail because of us
         self._is_interrupted_at_start = False
         self._ownership = Ownership(run_id, requeue_on)
         self._callbacks = Callbacks()
@@ -73,9 +73,9 @@ class ExecutionBlock:
             is_always_alive=heartbeat == "process",
             after_fork=self._after_fork,
         )
-        self._pid = 0  # of the process that has entered the block
+        self._pid = 0  # id of the process that entered the block
         self._is_interrupted = False
-        # For the context module:
+        # Set by the ``context`` module:
         self._outer: Any = None
         self._is_inside_block = False
 
@@ -94,7 +94,7 @@ class ExecutionBlock:
             watcher.current.add(self._watch)
         except (RunCancelError, Error):
             raise
-        except BaseException as error:  # such as that of a signal
+        except BaseException as error:  # for example, raised by a signal handler
             self._is_interrupted_at_start = True
             self.__exit__(None, error, None)
             raise
@@ -103,9 +103,10 @@ class ExecutionBlock:
     def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
         context.leave(self)
         if isinstance(error, GeneratorExit) and (
-            is_amid_statement() or self._is_in_another_transaction()
+            is_inside_statement() or self._is_in_another_transaction()
         ):
-            # A generator, collected or closed where the end could not be written, or be undone.
+            # A generator is closed or garbage-collected amid another statement or transaction. On
+            # this connection the write would be impossible, or would be rolled back with it.
             call_in_thread(partial(call_in, self._watch.context, partial(self._leave, error)))
         else:
             self._leave(error)
@@ -127,7 +128,7 @@ class ExecutionBlock:
     def _wait_for_callbacks(self) -> None:
         try:
             self._callbacks.wait()
-        except Exception:  # of a time limit, which this process survives, and so do they
+        except Exception:  # a time limit that ends neither this process nor the callbacks
             self._callbacks.wait()
             raise
 
@@ -139,7 +140,7 @@ class ExecutionBlock:
             except RunInProgress:
                 if self._take_over != "if_dead":
                     raise
-                if await await_for_owner(self.run_id, self._start_delays) is Liveness.ALIVE:
+                if await wait_for_owner_async(self.run_id, self._start_delays) is Liveness.ALIVE:
                     raise
                 await self._astart(execution_id)
             self._watch.loop = asyncio.get_running_loop()
@@ -161,18 +162,19 @@ class ExecutionBlock:
         context.leave(self)
         if not self._close():
             return
-        interrupted, self._is_interrupted = self._is_interrupted, True  # from now on it cannot be
-        is_ours = interrupted and self._task.uncancel() <= self._cancelling
+        # ``_interrupt()`` does nothing once ``_is_interrupted`` is set.
+        was_interrupted, self._is_interrupted = self._is_interrupted, True
+        is_our_cancellation = was_interrupted and self._task.uncancel() <= self._cancelling
         await complete_despite_cancellation(partial(self._aleave, error))
-        if is_ours and isinstance(error, asyncio.CancelledError):
+        if is_our_cancellation and isinstance(error, asyncio.CancelledError):
             raise self._flag.error() or error from error
 
     async def _aleave(self, error: BaseException | None) -> None:
         await self._awrite_end(error, self._finish, error)
         if self._flag.is_set:
             self._callbacks.begin(self._watch.loop, self._watch.context)
-            # In no thread of others: the callbacks may need those, and they may be busy.
-            with suppress(RuntimeError):  # no threads are left, for callbacks neither
+            # Not in a thread of a pool: the callbacks may need that pool, and it may be full.
+            with suppress(RuntimeError):  # no threads are left, so no callback was started
                 await asyncio.shield(asyncio.wrap_future(call_in_thread(self._callbacks.wait)))
         await self._awrite_end(error, self._acknowledge)
 
@@ -208,10 +210,10 @@ class ExecutionBlock:
             self._ownership.start(execution_id, seconds)
 
     def _close(self) -> bool:
-        """Let nothing stop the code any more; return whether this process writes the end."""
+        """Stop watching for a cancellation; return whether this process records the end."""
         watcher.current.remove(self._watch)
         self._flag.close()
-        return self._pid == os.getpid()  # and not in a process that was forked meanwhile
+        return self._pid == os.getpid()  # False in a process forked inside the block
 
     def _finish(self, error: BaseException | None) -> None:
         self._write(self._ownership.finish, error)
@@ -258,13 +260,13 @@ class ExecutionBlock:
             retry.log_lost_end()
 
     def _is_only_logged(self, error: BaseException | None) -> bool:
-        # A transaction of the host's in which a statement has failed must not be committed.
+        # Inside a transaction of the host, the error must propagate so that it is rolled back.
         return error is not None or (self._is_tracked and not in_transaction(run_rows().db))
 
     def _on_flag(self) -> None:
         self._callbacks.begin(self._watch.loop, self._watch.context)
         if self._watch.loop is not None:
-            with suppress(RuntimeError):  # closed
+            with suppress(RuntimeError):  # the loop is closed
                 self._watch.loop.call_soon_threadsafe(self._interrupt)
 
     def _interrupt(self) -> None:
@@ -273,4 +275,4 @@ class ExecutionBlock:
             self._task.cancel()
 
     def _after_fork(self) -> None:
-        self._callbacks = Callbacks()  # those of the parent are for the parent to call
+        self._callbacks = Callbacks()  # only the parent process calls its callbacks

@@ -1,4 +1,4 @@
-"""Callbacks registered with ``on_cancel()``: each is called once, and has a deadline."""
+"""Callbacks registered with ``on_cancel()``: each is called once, and has a timeout."""
 
 from __future__ import annotations
 
@@ -19,54 +19,54 @@ from django_run_cancel.execution.thread_context import NO_CONTEXT, ThreadContext
 Callback = Callable[[], object] | Callable[[], Coroutine[Any, Any, object]]
 
 DEFAULT_DEADLINE = 10.0
-"""Seconds that a callback may take."""
+"""Maximum duration of a callback, in seconds."""
 
 logger = logging.getLogger(__name__)
 
 
 class Callbacks:
-    """Callbacks of one execution; from whichever threads, each is called once."""
+    """The callbacks of one execution. Thread-safe: each callback is called once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._begun = False
+        self._has_started = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context = NO_CONTEXT
-        self._later: list[tuple[Callback, float]] = []
+        self._registered: list[tuple[Callback, float]] = []
         self._called: list[tuple[Callback, float, float | None, Future[Any]]] = []
 
     def add(self, callback: Callback, deadline: float) -> None:
-        """Call it when the others are called, or now if they have been."""
+        """Register a callback, or call it at once if the others have already been called."""
         with self._lock:
-            if self._begun:
+            if self._has_started:
                 self._call(callback, deadline)
             else:
-                self._later.append((callback, deadline))
+                self._registered.append((callback, deadline))
 
     def begin(self, loop: asyncio.AbstractEventLoop | None, context: ThreadContext) -> None:
-        """Call all, unless that has been done.
+        """Call all registered callbacks. A second call does nothing.
 
         Args:
-            loop: Where coroutine functions run; without one, in a thread as functions do.
-            context: What these threads enter.
+            loop: Event loop that runs coroutine functions; if None, each runs in a thread.
+            context: Context manager factory that these threads enter.
         """
         with self._lock:
-            if not self._begun:
-                self._begun, self._loop, self._context = True, loop, context
-                for callback, deadline in self._later:
+            if not self._has_started:
+                self._has_started, self._loop, self._context = True, loop, context
+                for callback, deadline in self._registered:
                     self._call(callback, deadline)
 
     def wait(self) -> None:
-        """Wait until each has ended, or its deadline has passed. Errors are logged."""
+        """Wait until each callback has ended or timed out, and log errors."""
         with self._lock:
             called = list(self._called)
-        for callback, deadline, until, future in called:
-            # On a loop that was busy until now, it begins only now; and is cancelled in time.
-            left = deadline if until is None else until - time.monotonic()
+        for callback, deadline, deadline_at, future in called:
+            # A coroutine may start only now, if its loop was blocked; it has a timeout of its own.
+            timeout = deadline if deadline_at is None else deadline_at - time.monotonic()
             try:
-                error = future.exception(max(0, left))
-            except (TimeoutError, CancelledError) as late:
-                error = late
+                error = future.exception(max(0, timeout))
+            except (TimeoutError, CancelledError) as reason:
+                error = reason
             if error is not None:
                 logger.error(
                     "%r, called because its run was to stop, did not end well.",
@@ -75,13 +75,13 @@ class Callbacks:
                 )
 
     def _call(self, callback: Callback, deadline: float) -> None:
-        until: float | None = None
+        deadline_at: float | None = None
         if iscoroutinefunction(callback) and self._loop is not None:
             future = self._call_on_loop(callback, deadline, self._loop)
         else:
-            until = time.monotonic() + deadline
+            deadline_at = time.monotonic() + deadline
             future = self._call_in_thread(callback, deadline)
-        self._called.append((callback, deadline, until, future))
+        self._called.append((callback, deadline, deadline_at, future))
 
     def _call_in_thread(self, callback: Callback, deadline: float) -> Future[object]:
         return call_in_thread(partial(call_in, self._context, partial(_run, callback, deadline)))
@@ -93,7 +93,7 @@ class Callbacks:
         loop: asyncio.AbstractEventLoop,
     ) -> Future[object]:
         async def call() -> object:
-            return await _within(callback(), deadline)
+            return await _with_timeout(callback(), deadline)
 
         coroutine = call()
         try:
@@ -105,8 +105,8 @@ class Callbacks:
 
 def _run(callback: Callback, deadline: float) -> object:
     result = callback()
-    return asyncio.run(_within(result, deadline)) if asyncio.iscoroutine(result) else result
+    return asyncio.run(_with_timeout(result, deadline)) if asyncio.iscoroutine(result) else result
 
 
-async def _within(awaitable: Awaitable[object], deadline: float) -> object:
+async def _with_timeout(awaitable: Awaitable[object], deadline: float) -> object:
     return await asyncio.wait_for(awaitable, deadline)

@@ -1,4 +1,4 @@
-"""The execution of the current context: for code that is given no execution as a parameter.
+"""The execution of the current context, for code that has no reference to its ``Execution``.
 
 Coroutines, asyncio tasks and threads that copy the context (``asyncio.to_thread``,
 ``sync_to_async``, ``contextvars.copy_context().run``) share the execution of the code that started
@@ -20,7 +20,7 @@ _innermost: ContextVar[Any] = ContextVar("run_cancel_execution", default=None)
 
 
 def current_run() -> Execution | None:
-    """Return the execution that this code is inside of, the innermost of several.
+    """Return the innermost execution whose block the calling code is in.
 
     Returns:
         The execution, whose ``run`` is the run; None outside of ``execution()``.
@@ -33,23 +33,27 @@ def current_run() -> Execution | None:
 
 
 def checkpoint() -> None:
-    """Say that the code is alive, and raise if its run is to stop. Outside of a run: do nothing.
+    """Raise an error if the current run must stop; otherwise count as a sign of life.
+
+    Outside of ``execution()`` this does nothing.
 
     Raises:
         RunCancelled: The run has been cancelled.
-        RunInProgress: Another execution has taken it over.
-        TransitionNotAllowed: It has been ended from outside in another way.
+        RunInProgress: Another execution has taken over the run.
+        TransitionNotAllowed: Another process has ended the run without cancelling it.
     """
     if (execution := current_run()) is not None:
         execution.checkpoint()
 
 
 def on_cancel(callback: Callback, *, deadline: float = DEFAULT_DEADLINE) -> None:
-    """Call a function as soon as the current run is to stop. Outside of a run: do nothing.
+    """Register a function to be called as soon as the current run must stop.
+
+    Outside of ``execution()`` this does nothing.
 
     Args:
         callback: As for ``Execution.on_cancel()``.
-        deadline: Seconds that it may take.
+        deadline: Maximum duration in seconds.
 
     Raises:
         ValueError: The deadline is not a finite number above 0.
@@ -59,14 +63,14 @@ def on_cancel(callback: Callback, *, deadline: float = DEFAULT_DEADLINE) -> None
 
 
 def enter(execution: ExecutionBlock) -> None:
-    """Make an execution the current one of this context."""
+    """Make an execution the current one of this context, inside of the one before."""
     execution._outer = current_run()
     execution._is_inside_block = True
     _innermost.set(execution)
 
 
 def leave(execution: ExecutionBlock) -> None:
-    """Make the execution around this one the current one again."""
+    """Restore the execution that was current before."""
     execution._is_inside_block = False
     if _innermost.get() is execution:
         _innermost.set(execution._outer)

@@ -1,4 +1,4 @@
-"""``execution()``, and ``Execution`` with its checkpoints, callbacks, iteration and retries."""
+"""``execution()`` and ``Execution``: checkpoints, callbacks, iteration and retries of a run."""
 
 from __future__ import annotations
 
@@ -27,49 +27,50 @@ def execution(
     requeue_on: Requeue = (),
     heartbeat: Heartbeat = "checkpoint",
 ) -> Execution:
-    """Start a run, and record how it ends: to be entered with ``with`` or ``async with``.
+    """Start a run and record how it ends: use it with ``with`` or ``async with``.
 
-    Entering starts the run, with one statement that only one of many can win. Leaving records how
-    it ended: ``completed``, ``failed`` with the exception, or that the cancellation has been
-    heeded. A status that ends a run is never overwritten. Both belong outside of
-    ``transaction.atomic()``; the code in between may use it as it likes.
+    Entering starts the run in one atomic statement, so that of several workers only one starts it.
+    Leaving records the end: ``completed``, ``failed`` with the exception, or, for a cancelled run,
+    that its code has stopped. A terminal status is never overwritten. Enter and leave the block
+    outside of ``transaction.atomic()``; the code inside may use transactions.
 
     Args:
         run_id: Public id of the run.
-        take_over: Whether to start the run although it is running. True: always. A number: when
-            its last heartbeat is that many seconds old. ``"if_dead"``, for a message that was
-            delivered again: wait until the execution that owns it has written a heartbeat or has
-            missed three; then it is dead, and loses the run. Whoever loses it is stopped.
-        requeue_on: Exceptions after which the executor tries again, or a function that is given
-            the exception and tells whether it does. The run is left ``queued`` then.
-        heartbeat: What proves that the code is alive, so that a heartbeat is written:
-            ``"checkpoint"`` means a checkpoint since the last one (with ``async with``, also the
-            event loop); ``"process"`` means the process alone, for code without checkpoints.
+        take_over: Whether to start a run that another execution is running. True: always. A
+            number: if its last heartbeat is that many seconds old. ``"if_dead"``, for a message
+            that the queue has redelivered: wait until the other execution writes a heartbeat, or
+            take over the run when it has missed three. The other execution is then stopped.
+        requeue_on: Exception types after which the executor retries the task, or a function
+            ``(exception) -> bool``. The run then becomes ``queued`` instead of ``failed``.
+        heartbeat: What counts as a sign of life. ``"checkpoint"``: a heartbeat is written only if
+            the code has passed a checkpoint (with ``async with``: or its event loop responds) since
+            the last one. ``"process"``: while the process lives, for code without checkpoints.
 
     Returns:
-        What to enter. ``async with`` also cancels the task that entered it, as
-        ``asyncio.timeout()`` does, and turns that into ``RunCancelled``.
+        The context manager. ``async with`` also cancels the asyncio task that entered it when the
+        run is cancelled, as ``asyncio.timeout()`` does, and raises ``RunCancelled`` on leaving.
 
     Raises:
         RunCancelled: On entering or at a checkpoint: the run has been cancelled.
-        RunInProgress: On entering: it is running. At a checkpoint: it has been taken over.
-        TransitionNotAllowed: On entering: it has ended in another way, or is gone. At a checkpoint:
-            it has been ended from outside in another way.
+        RunInProgress: On entering: another execution is running the run. At a checkpoint: another
+            execution has taken over the run.
+        TransitionNotAllowed: On entering: the run has ended without being cancelled, or does not
+            exist. At a checkpoint: another process has ended the run without cancelling it.
     """
     return Execution(run_id, take_over, requeue_on, heartbeat)
 
 
 class Execution(ExecutionBlock):
-    """A run while its code is at work. Made by ``execution()``, for one ``with``.
+    """One attempt to execute a run. Created by ``execution()``; it can be entered once.
 
     Attributes:
         run_id: Public id of the run.
-        cancelled: After leaving, whether the run was cancelled, however the code ended.
+        cancelled: Whether the run was cancelled, however the code ended; set on leaving.
     """
 
     @property
     def run(self) -> AbstractRun:
-        """The run, as it was when it started."""
+        """The run, as read from the database at its start."""
         return self._ownership.run
 
     @property
@@ -79,19 +80,19 @@ class Execution(ExecutionBlock):
 
     @property
     def cancellation(self) -> Cancellation | None:
-        """Once that is known, the record of who cancelled the run and why."""
+        """The cancellation of the run; None until this process has read it."""
         return self._flag.cancellation
 
     def checkpoint(self) -> None:
-        """Say that the code is alive, and raise if it is to stop.
+        """Raise an error if the run must stop; otherwise count as a sign of life.
 
-        It looks at a flag and asks no database, so call it as often as you like. Once the run has
-        been cancelled, each call raises.
+        It reads a flag and makes no query, so it can be called often. After a cancellation, each
+        call raises.
 
         Raises:
             RunCancelled: The run has been cancelled.
-            RunInProgress: Another execution has taken it over.
-            TransitionNotAllowed: It has been ended from outside in another way.
+            RunInProgress: Another execution has taken over the run.
+            TransitionNotAllowed: Another process has ended the run without cancelling it.
         """
         self._watch.code_is_alive = True
         if time.monotonic() > watcher.current.overdue_at:
@@ -113,13 +114,13 @@ class Execution(ExecutionBlock):
     def each(self, items: Iterable[Item]) -> Iterator[Item]: ...
 
     def each(self, items: Any) -> Any:
-        """Iterate with a checkpoint before each item is fetched.
+        """Iterate over items, with a checkpoint before each item is fetched.
 
         Args:
-            items: What to iterate over, with ``for`` or, if it is an async iterable, ``async for``.
+            items: An iterable or async iterable.
 
         Returns:
-            An iterator of the same kind, which raises what ``checkpoint()`` raises.
+            An iterator or async iterator, which raises what ``checkpoint()`` raises.
         """
         return self._aeach(items) if isinstance(items, AsyncIterable) else self._each(items)
 
@@ -136,16 +137,16 @@ class Execution(ExecutionBlock):
             self.checkpoint()
 
     def on_cancel(self, callback: Callback, *, deadline: float = DEFAULT_DEADLINE) -> None:
-        """Call a function as soon as the run is to stop, not only at the next checkpoint.
+        """Register a function to be called as soon as the run must stop.
 
-        A function is called in a thread of its own. A coroutine function is too, unless the run
-        was entered with ``async with``: then it runs on that event loop. Leaving waits for it. What
-        it raises is logged.
+        It does not wait for the next checkpoint: a function is called in a thread of its own. So is
+        a coroutine function, unless the block was entered with ``async with``: then it runs on that
+        event loop. Leaving the block waits for the callbacks, and logs their errors.
 
         Args:
-            callback: Called once, without arguments; now, if the run is to stop already.
-            deadline: Seconds that it may take. A coroutine is cancelled then; for a function
-                nobody waits any longer.
+            callback: Called once, without arguments; at once if the run must stop already.
+            deadline: Maximum duration in seconds. After it, a coroutine is cancelled, and leaving
+                the block no longer waits for a function.
 
         Raises:
             ValueError: The deadline is not a finite number above 0.
@@ -155,19 +156,19 @@ class Execution(ExecutionBlock):
         self._callbacks.add(callback, deadline)
 
     def hand_back(self) -> bool:
-        """Leave the run queued, before the executor is told to try again.
+        """Set the run to ``queued`` before the code asks the executor for a retry.
 
-        Only for executors that are told so from within the block: a quick worker would find the
-        run running otherwise, and the next try would be lost. Then leave the block.
+        Call it if the retry is sent from within the block, and then leave the block. Otherwise a
+        fast worker could receive the retry while the run is still ``running``, and drop it.
 
         Returns:
-            Whether that was done. Inside a transaction it is not, as nobody would see it before
-            its end: then leaving the block does it.
+            True if the run is now queued. False inside a transaction, in which other workers would
+            not see the change; then leaving the block requeues the run.
 
         Raises:
-            RunCancelled: The run has been cancelled: there is no other try.
-            RunInProgress: Another execution has taken it over.
-            TransitionNotAllowed: It has ended in another way.
+            RunCancelled: The run has been cancelled: do not send the retry.
+            RunInProgress: Another execution has taken over the run.
+            TransitionNotAllowed: The run has ended without being cancelled.
         """
         if in_transaction(run_rows().db):
             return False
@@ -176,14 +177,14 @@ class Execution(ExecutionBlock):
         if self.cancelled:
             raise RunCancelled(self.run_id)
         if self.run.held_as is not None:
-            raise self._ownership.refusal()
+            raise self._ownership.ownership_error()
         return True
 
     def take_back(self) -> None:
-        """Go on with a run that was handed back, because its executor could not be told.
+        """Continue a run after ``hand_back()``, because the retry could not be sent.
 
         Raises:
-            RunCancelled: It has been cancelled meanwhile.
+            RunCancelled: The run has been cancelled in the meantime.
         """
         retry_on_outage(self._write, self._ownership.take_back, using=run_rows().db)
         self._flag.open()

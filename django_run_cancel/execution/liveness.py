@@ -1,7 +1,7 @@
-"""Whether the execution that owns a running run is alive: for messages that are delivered again.
+"""Detects, by its heartbeats, whether the execution that owns a running run is still alive.
 
-A queue delivers a message again because its worker has died, or although it works. The heartbeat
-tells: it advances while the worker lives, and is not renewed by a dead one.
+A queue may redeliver a message although its first worker is still processing it. The second worker
+must then find out whether the first is alive before it takes over the run.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ HEARTBEATS_UNTIL_DEAD = 3
 
 
 class Liveness(Enum):
-    """What is known of the execution that owns a run."""
+    """State of the execution that owns a run."""
 
     ALIVE = "alive"
-    """It has written a heartbeat since the last look, or another execution has started."""
+    """It has written a heartbeat since the previous read, or another execution has started."""
 
     SILENT = "silent"
-    """It has written none since, and is not dead by now."""
+    """It has written no heartbeat since the previous read, but the last one is recent."""
 
     DEAD = "dead"
-    """Its last heartbeat is too old."""
+    """Its last heartbeat is older than ``seconds_until_dead()``."""
 
     NOT_RUNNING = "not running"
-    """The run has ended, waits for another try, or does not exist."""
+    """The run has ended, is queued or paused, or does not exist."""
 
 
 class Owner(NamedTuple):
-    """The execution that owns a run, as one look has found it.
+    """The execution that owns a run, as read from the database.
 
     Attributes:
-        liveness: What is known of it.
-        execution_id: Its id; None for a run that was marked running without an execution.
-        heartbeat_at: When it has last written a heartbeat.
-        dead_in: After how many seconds it is dead, if it writes no other.
+        liveness: Its state.
+        execution_id: Its id; None for a run that was marked running without ``execution()``.
+        heartbeat_at: Time of its last heartbeat.
+        dead_in: Seconds until it counts as dead, if it writes no further heartbeat.
     """
 
     liveness: Liveness
@@ -59,24 +59,23 @@ class Owner(NamedTuple):
 
 
 def seconds_until_dead() -> float:
-    """Return after how many seconds without a heartbeat an execution is taken for dead."""
+    """Return the number of seconds without a heartbeat after which an execution counts as dead."""
     if settings.TAKE_OVER_SECONDS is not None:
         return settings.TAKE_OVER_SECONDS
     return HEARTBEATS_UNTIL_DEAD * settings.HEARTBEAT_SECONDS
 
 
-def look_at_owner(run_id: str, before: Owner | None = None) -> Owner:
-    """Tell whether the execution that owns a run is alive, by the clock of the database.
+def read_owner(run_id: str, previous: Owner | None = None) -> Owner:
+    """Read the execution that owns a run, and compare its heartbeat with an earlier read.
 
-    One statement; it waits for nothing. For executors that deliver the message once more later,
-    rather than wait.
+    One query, which does not block. Times are those of the database.
 
     Args:
         run_id: Public id of the run.
-        before: What an earlier look has returned. Without one, nothing can be told alive.
+        previous: Result of an earlier read. Without it, the result is never ``ALIVE``.
 
     Returns:
-        The owner. ``SILENT`` asks for another look, before ``dead_in`` seconds have passed.
+        The owner. If it is ``SILENT``, read it again within ``dead_in`` seconds.
     """
     rows = run_rows(run_id=run_id).values_list(
         "status", "execution_id", "heartbeat_at", DatabaseNow()
@@ -85,7 +84,7 @@ def look_at_owner(run_id: str, before: Owner | None = None) -> Owner:
         status, execution_id, heartbeat_at, now = rows.first() or [None] * 4
     if status != RunStatus.RUNNING:
         return Owner(Liveness.NOT_RUNNING)
-    if before is not None and (execution_id, heartbeat_at) != before[1:3]:
+    if previous is not None and (execution_id, heartbeat_at) != previous[1:3]:
         return Owner(Liveness.ALIVE, execution_id, heartbeat_at)
     silence = now - heartbeat_at if heartbeat_at is not None else timedelta.max
     dead_in = seconds_until_dead() - silence.total_seconds()
@@ -94,36 +93,36 @@ def look_at_owner(run_id: str, before: Owner | None = None) -> Owner:
 
 
 def wait_for_owner(run_id: str, delays: Sequence[float] | None = None) -> Liveness:
-    """Wait until it is known whether the execution that owns a run is alive.
+    """Wait until the execution that owns a run has written a heartbeat or counts as dead.
 
-    That takes a heartbeat if it is, and as long as ``seconds_until_dead()`` if it is not.
+    This takes at most ``seconds_until_dead()``.
 
     Args:
         run_id: Public id of the run.
-        delays: How often to ask a database that is away, as for ``retry_on_outage``.
+        delays: Seconds between attempts during an outage, as for ``retry_on_outage``.
 
     Returns:
         ``ALIVE``, ``DEAD`` or ``NOT_RUNNING``.
     """
     using = run_rows().db
-    first = owner = retry_on_outage(look_at_owner, run_id, using=using, delays=delays)
+    first = owner = retry_on_outage(read_owner, run_id, using=using, delays=delays)
     while owner.liveness is Liveness.SILENT:
         time.sleep(_pause(owner))
-        owner = retry_on_outage(look_at_owner, run_id, first, using=using, delays=delays)
+        owner = retry_on_outage(read_owner, run_id, first, using=using, delays=delays)
     return owner.liveness
 
 
-async def await_for_owner(run_id: str, delays: Sequence[float] | None = None) -> Liveness:
-    """Do what ``wait_for_owner()`` does, in a coroutine."""
+async def wait_for_owner_async(run_id: str, delays: Sequence[float] | None = None) -> Liveness:
+    """Async version of ``wait_for_owner()``."""
 
-    async def look(before: Owner | None = None) -> Owner:
-        attempt = partial(in_orm_thread, look_at_owner, run_id, before)
+    async def read(previous: Owner | None = None) -> Owner:
+        attempt = partial(in_orm_thread, read_owner, run_id, previous)
         return await retry_in_orm_thread(attempt, Patience(run_rows().db, delays))
 
-    first = owner = await look()
+    first = owner = await read()
     while owner.liveness is Liveness.SILENT:
         await asyncio.sleep(_pause(owner))
-        owner = await look(first)
+        owner = await read(first)
     return owner.liveness
 
 

@@ -1,7 +1,7 @@
-"""Ownership of a run by one execution: statements that start, finish and hand back the run.
+"""Ownership of a run by one execution: queries that start, finish and hand back the run.
 
-Each statement is conditional on the ``execution_id`` in the row, so that an execution whose run has
-been taken over changes nothing.
+Each UPDATE filters by the ``execution_id`` of the row, so that an execution whose run another
+execution has taken over changes nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunRow(NamedTuple):
-    """The columns of a run that say whether its code is to stop."""
+    """The columns of a run that determine whether its code must stop."""
 
     pk: Any
     status: str
@@ -43,10 +43,10 @@ class RunRow(NamedTuple):
 
 
 class Ownership:
-    """The run as one execution owns it, from its start to its end.
+    """Starts, finishes and hands back the run of one execution.
 
     Attributes:
-        execution_id: The id in the row while this execution owns the run.
+        execution_id: The ``execution_id`` of the row while this execution owns the run.
     """
 
     execution_id: UUID | None = None
@@ -54,9 +54,9 @@ class Ownership:
     def __init__(self, run_id: str, requeue_on: Requeue) -> None:
         self.run_id = run_id
         self._requeue_on = requeue_on
-        self._foreign_end = ""
+        self._end_read_before = ""
         self._run: AbstractRun | None = None
-        self._start_connection: Any = None  # while what it has written may be hidden
+        self._start_connection: Any = None  # while its transaction may be uncommitted
         self._row_before: RunRow | None = None
 
     @property
@@ -69,21 +69,21 @@ class Ownership:
     def start(self, execution_id: UUID, take_over: bool | float) -> None:
         """Start the run if its status allows it.
 
-        It may be repeated with the same id, when the answer of the database was lost.
+        The call can be repeated with the same id if the database's response was lost.
 
         Args:
-            execution_id: The id under which it is owned from now on.
-            take_over: Whether to start it although it is running; or after how many seconds
-                without a heartbeat.
+            execution_id: Id of this execution.
+            take_over: Whether to start a run that another execution is running; a number of seconds
+                means only if it has written no heartbeat for that long.
 
         Raises:
             RunCancelled: The run has been cancelled.
-            RunInProgress: It is running.
-            TransitionNotAllowed: It has ended in another way, or does not exist.
+            RunInProgress: Another execution is running the run.
+            TransitionNotAllowed: The run has ended without being cancelled, or does not exist.
         """
         self.execution_id = execution_id
         startable = Q(status__in=[*WAITING, RunStatus.PAUSED])
-        startable |= Q(status=RunStatus.RUNNING, execution_id=execution_id)  # an answer was lost
+        startable |= Q(status=RunStatus.RUNNING, execution_id=execution_id)  # a retry
         if take_over is True:
             startable |= Q(status=RunStatus.RUNNING)
         elif take_over is not False:
@@ -96,16 +96,16 @@ class Ownership:
             status=RunStatus.RUNNING,
             started_at=Coalesce("started_at", DatabaseNow()),
             heartbeat_at=DatabaseNow(),
-            execution_id=execution_id,  # an execution that owned the run loses it with that
+            execution_id=execution_id,  # the previous owner, if any, loses the run
         )
         if run is None:
-            raise self.refusal()
+            raise self.ownership_error()
         run.held_as = execution_id
         self._start_connection = connections[run_rows().db]
         self._run = run
 
-    def refusal(self) -> Exception:
-        """Return why this execution does not own the run, or may not start it."""
+    def ownership_error(self) -> Exception:
+        """Return the error that explains why this execution does not own the run."""
         row = run_rows(run_id=self.run_id).values_list("status", "stop_state", "execution_id")
         status, stop_state, owner = row.first() or [None] * 3
         if status == RunStatus.RUNNING:
@@ -113,43 +113,43 @@ class Ownership:
         if status != RunStatus.CANCELLED:
             return TransitionNotAllowed(self.run_id, status, RunStatus.RUNNING)
         if stop_state == StopState.STOPPING and owner in {HANDED_BACK, self.execution_id}:
-            # Cancelled while it waited: the execution that owned it before has left. Or the answer
-            # to our own start was lost, and no work has been done.
+            # No code is executing: the run was cancelled between two executions, or after our own
+            # start, whose response was lost.
             record_stopped([self.run_id], StopState.ACKNOWLEDGED)
         return RunCancelled(self.run_id)
 
     def finish(self, error: BaseException | None) -> Any:
-        """Write how the code ended, if the run has not been ended already.
+        """Record how the code ended, unless the run has already ended.
 
         Args:
-            error: What the code raised, if anything.
+            error: The exception that the code raised, or None.
 
         Returns:
             The ``RunRow`` in the database if the run has been cancelled, or None.
         """
         if self.execution_id is None:
-            return None  # interrupted before it was started
+            return None  # interrupted before ``start()``
         if error is None:
-            return self._leave(status=RunStatus.COMPLETED, finished_at=DatabaseNow())
+            return self._release(status=RunStatus.COMPLETED, finished_at=DatabaseNow())
         if self._will_be_retried(error):
             return self.hand_back()
         reason = describe_error(error, MAX_FAILURE_REASON_LENGTH)
-        return self._leave(
+        return self._release(
             status=RunStatus.FAILED, finished_at=DatabaseNow(), failure_reason=reason
         )
 
     def hand_back(self) -> Any:
-        """Leave the run queued for another try, if it has not been ended already.
+        """Set the run to ``queued`` for a retry, unless it has already ended.
 
         Returns:
             The ``RunRow`` in the database if the run has been cancelled, or None.
         """
-        return self._leave(
+        return self._release(
             status=RunStatus.QUEUED, queued_at=DatabaseNow(), execution_id=HANDED_BACK
         )
 
     def take_back(self) -> Any:
-        """Own the run again that has just been handed back, if no other execution owns it.
+        """Own the run again after ``hand_back()``, unless another execution owns it by now.
 
         Returns:
             The ``RunRow`` in the database if the run has been cancelled, or None.
@@ -161,14 +161,14 @@ class Ownership:
             self.run.held_as = self.execution_id
         return _cancelled_row(rows)
 
-    def _leave(self, **values: Any) -> Any:
+    def _release(self, **values: Any) -> Any:
         rows = run_rows(run_id=self.run_id, execution_id=self.execution_id)
         if not rows.filter(status=RunStatus.RUNNING).update(**values):
-            # Queued or paused while the code was at work: the code has left it now.
+            # Another process has queued or paused the run while its code was executing.
             values = {"execution_id": HANDED_BACK}
             if not rows.filter(status__in=[*WAITING, RunStatus.PAUSED]).update(**values):
                 return _cancelled_row(rows)
-        if self._run is not None:  # None: interrupted when the answer came
+        if self._run is not None:  # None if start() was interrupted after its UPDATE
             note(self._run, **values)
             self._run.held_as = None
         return None
@@ -185,9 +185,9 @@ class Ownership:
             return False
 
     def is_start_hidden(self) -> bool:
-        """Tell whether a transaction of the code may hide from others that it owns the run.
+        """Tell whether ``start()`` may still be uncommitted, in a transaction of the code.
 
-        To be asked before the row is read: the transaction may end meanwhile.
+        Call it before reading the row: the transaction may commit between the two.
         """
         if self._start_connection is not None and not may_hide_writes(self._start_connection):
             self._start_connection = None
@@ -196,25 +196,26 @@ class Ownership:
     def error_for(
         self, row: RunRow, *, is_start_hidden: bool = False
     ) -> Callable[[], Exception] | None:
-        """Return what makes the error to raise in the running code, for what the database holds.
+        """Return a factory of the error that the running code must raise, or None.
 
         Args:
-            row: The row as others see it.
-            is_start_hidden: Whether it may be the row as it was before the start.
+            row: The committed row.
+            is_start_hidden: Whether the row may be from before ``start()``.
         """
         if row.execution_id != self.execution_id:
             return self._error_before_start(row) if is_start_hidden else self._taken_over
         if row.status == RunStatus.CANCELLED:
             return partial(RunCancelled, self.run_id)
         if row.status in TERMINAL and row.status != self.run.status:
-            # Not at first sight: the code itself may be about to note it in ``run``.
-            before, self._foreign_end = self._foreign_end, row.status
+            # Only when read twice: the code itself may have written the status, and be about to set
+            # it on ``run``.
+            before, self._end_read_before = self._end_read_before, row.status
             if before == row.status:
                 return partial(TransitionNotAllowed, self.run_id, row.status, RunStatus.RUNNING)
         return None
 
     def _error_before_start(self, row: RunRow) -> Callable[[], Exception] | None:
-        # Our start has locked the row. If it changes, the database has undone the start.
+        # ``start()`` has locked the row. If others could change it, it has been rolled back.
         if row.status == RunStatus.CANCELLED:
             return partial(RunCancelled, self.run_id)
         self._row_before = self._row_before or row

@@ -1,6 +1,7 @@
-"""Detects that a generator is collected amid a database statement, where no other may begin.
+"""Detects a generator being garbage-collected during a database call, which allows no second one.
 
-One that is abandoned inside of ``execution()`` leaves its block wherever Python collects it.
+A generator that is abandoned inside of ``execution()`` runs ``__exit__`` wherever Python happens to
+collect it, for example inside of a database driver.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ _NOT_REENTRANT = (
     "django_run_cancel.execution.flag",
     "django_run_cancel.execution.watcher",
 )
-"""Modules that hold a lock, of a connection or of their own, while they call others."""
+"""Modules that may be holding a lock when the garbage collector interrupts them."""
 
 
-def is_amid_statement() -> bool:
-    """Tell whether the code that collects the caller's generator may be inside a statement.
+def is_inside_statement() -> bool:
+    """Tell whether a frame further up the stack may be executing a database statement.
 
-    To be called by the ``__exit__`` that the generator calls.
+    Call it from ``__exit__`` directly: it skips two frames, that method and the generator.
     """
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:

@@ -1,4 +1,4 @@
-"""Awaiting writes in asyncio code that must finish although the task is cancelled."""
+"""Helpers for asyncio code whose database writes must finish although its task is cancelled."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ logger = logging.getLogger(__name__)
 
 
 def in_orm_thread(function: Callable[..., Result], *args: Any) -> Coroutine[Any, Any, Result]:
-    """Call a function in the thread where the ORM is used."""
+    """Return a coroutine that calls a function in the thread in which the ORM may be used."""
     return sync_to_async(function)(*args)
 
 
 async def complete_despite_cancellation(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Await a write to its end, and only then pass on a cancellation of the current task.
+    """Await a write to its end, and only then raise a cancellation of the current task.
 
     Args:
-        work: What to await. It may be called again: a loop that ends cancels all tasks.
+        work: Coroutine function that writes. It is called again if its own task is cancelled, as an
+            event loop does with all tasks when it shuts down.
     """
     task = asyncio.ensure_future(work())
     interruption = None
@@ -47,14 +48,14 @@ async def complete_despite_cancellation(work: Callable[[], Coroutine[Any, Any, N
 async def retry_in_orm_thread(
     attempt: Callable[[], Coroutine[Any, Any, Result]], patience: Patience
 ) -> Result:
-    """Do what ``retry_on_outage()`` does, and let others use the ORM and the loop meanwhile.
+    """Async version of ``retry_on_outage()``: waits without blocking the loop or the ORM thread.
 
     Args:
-        attempt: Awaited once or more often.
-        patience: With it.
+        attempt: Coroutine function; called again after an outage.
+        patience: Limits the number and the duration of the attempts.
 
     Returns:
-        What it returns.
+        The result of ``attempt``.
     """
     while True:
         try:

@@ -1,9 +1,9 @@
-"""The context in which this package's threads see the same rows as the code of a run does.
+"""``RUN_CANCEL_THREAD_CONTEXT``: lets background threads see the same rows as the code of a run.
 
-With a schema per tenant, row-level security or session variables, what a query finds depends on the
-connection that asks. ``RUN_CANCEL_THREAD_CONTEXT`` names a function that is called where the code
-of the run is, and returns a function without arguments that makes a context manager. Threads of
-this package enter it before they touch the database for that run.
+With a schema per tenant, row-level security or session variables, the rows that a query finds
+depend on the connection. The setting names a function that is called in the thread of the run's
+code and returns a context manager factory without parameters. Threads of this package enter such a
+context before they use the database for that run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NO_CONTEXT: ThreadContext = nullcontext
 
 
 def capture_thread_context() -> ThreadContext:
-    """Return what threads must enter to see what the calling code sees."""
+    """Return a context manager factory for threads that must see the caller's rows."""
     if settings.THREAD_CONTEXT is None:
         return NO_CONTEXT
     context: ThreadContext = import_string(settings.THREAD_CONTEXT)()
@@ -31,7 +31,7 @@ def capture_thread_context() -> ThreadContext:
 
 
 def grouping_key(context: ThreadContext) -> Hashable:
-    """Return a key that is equal for contexts that show the same rows."""
+    """Return a key that is equal for contexts in which the same rows are visible."""
     if isinstance(context, partial):
         key = (context.func, context.args, tuple(sorted(context.keywords.items())))
         try:
@@ -43,6 +43,6 @@ def grouping_key(context: ThreadContext) -> Hashable:
 
 
 def call_in(context: ThreadContext, function: Callable[[], Any]) -> Any:
-    """Call a function inside of a context, and return what it returns."""
+    """Call a function inside of a context, and return its result."""
     with context():
         return function()

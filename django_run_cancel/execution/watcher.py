@@ -1,7 +1,7 @@
 """The watcher thread: reads cancellations and writes heartbeats for the runs of this process.
 
-It has a connection of its own: inside a transaction, the connection of the running code can go on
-seeing the run as it was when the transaction began.
+It has a database connection of its own: in a transaction, the connection of the running code may
+read a snapshot from before the cancellation.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from django_run_cancel.states import RunStatus
 THREAD_NAME = "run_cancel"
 
 YIELD_SECONDS = 0.05
-"""How long a checkpoint waits for a watcher that shares its thread, as greenlets do."""
+"""How long a checkpoint waits for the watcher if both are greenlets in the same thread."""
 
 logger = logging.getLogger(__name__)
 
 
 class Watch:
-    """One execution as the watcher sees it.
+    """One execution that the watcher polls for.
 
     Attributes:
-        ownership: Which run, and under which id.
-        flag: What to set when the code is to stop.
-        code_is_alive: Whether the code has shown since the last heartbeat that it is alive.
-        beat_at: When the last heartbeat was written, on the monotonic clock.
-        loop: The event loop of the code, if it has been entered with ``async with``.
-        context: What the thread enters to see the run.
-        row_is_visible: Whether other connections see the row, which a transaction may hide.
-        is_active: Whether the code is in its block.
+        ownership: The run and the id of the execution.
+        flag: Set by the watcher when the code must stop.
+        code_is_alive: Whether the code has given a sign of life since the last heartbeat.
+        beat_at: Monotonic time of the last heartbeat.
+        loop: The event loop of the code if it entered the block with ``async with``.
+        context: Context manager factory that the thread enters to see the run.
+        row_is_visible: False if the row may be uncommitted, in a transaction of the code.
+        is_active: Whether the code is inside its block.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Watch:
         self._after_fork = after_fork
         self._is_reported_missing = False
 
-    def ask_whether_alive(self) -> None:
+    def probe_liveness(self) -> None:
         if self._is_always_alive:
             self.code_is_alive = True
         elif self.loop is not None:
@@ -99,10 +99,10 @@ class Watch:
 
 
 class Watcher:
-    """Polls while there are executions; then its thread ends and disconnects.
+    """Polls the database in a thread that ends with the last execution.
 
     Attributes:
-        overdue_at: From when on, on the monotonic clock, the next look is late.
+        overdue_at: Monotonic time after which the next poll is late.
     """
 
     def __init__(self) -> None:
@@ -111,19 +111,19 @@ class Watcher:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._native_id: int | None = None
-        self._look_at_once = False
+        self._poll_immediately = False
         self._is_failing = False
         self._listening_connection: Any = None
         self._cannot_listen = False
 
     def add(self, watch: Watch) -> None:
-        """Watch an execution.
+        """Watch an execution; start the thread if there is none.
 
         Raises:
             OSError: There are no file descriptors left.
             RuntimeError: There are no threads left.
         """
-        watch.beat_at = time.monotonic()  # starting the run has written a heartbeat
+        watch.beat_at = time.monotonic()  # start() has written a heartbeat
         with self._lock:
             if self._thread is None:
                 self._thread = self._start()
@@ -131,24 +131,24 @@ class Watcher:
             watch.is_active = True
 
     def remove(self, watch: Watch) -> None:
-        """Watch an execution no longer. The last one ends the thread."""
+        """Stop watching an execution. After the last one, the thread ends."""
         watch.is_active = False
         with self._lock:
             if self.watches.pop(id(watch), None) is not None and not self.watches:
-                with suppress(OSError):  # or else the next poll ends the thread
-                    self._wake_up.send(b".")
+                with suppress(OSError):  # without the wake-up, the next poll ends the thread
+                    self._wake_up_sender.send(b".")
 
     def catch_up(self, watch: Watch) -> None:
-        """Let the thread look, where a checkpoint finds that it is late because of this code."""
+        """Give a late watcher time to poll, if the calling code is what keeps it from running."""
         if not watch.is_active:
             return
         if id(watch) not in self.watches:
-            self.add(watch)  # this process has been forked inside of the block
+            self.add(watch)  # this process was forked inside the block, and has no thread yet
         elif self._native_id in {None, threading.get_native_id()}:
             self._yield_to_thread()
 
     def _yield_to_thread(self) -> None:
-        """Wait for a look: greenlets of gevent and eventlet run only while others wait."""
+        """Wait for a poll: greenlets of gevent and eventlet run only while others wait."""
         until = time.monotonic() + YIELD_SECONDS
         while self.overdue_at < (now := time.monotonic()) < until:
             time.sleep(0.001)
@@ -159,26 +159,29 @@ class Watcher:
         self.overdue_at = time.monotonic() + 2 * settings.POLL_SECONDS
 
     def _start(self) -> threading.Thread:
-        self._wake_up, woken_up = socket.socketpair()
-        self._wake_up.setblocking(False)
+        self._wake_up_sender, wake_up_receiver = socket.socketpair()
+        self._wake_up_sender.setblocking(False)
         self._postpone()
         thread = threading.Thread(
-            target=self._run, args=[self._wake_up, woken_up], name=THREAD_NAME, daemon=True
+            target=self._run,
+            args=[self._wake_up_sender, wake_up_receiver],
+            name=THREAD_NAME,
+            daemon=True,
         )
         try:
             thread.start()
         except RuntimeError:
-            self._wake_up.close()
-            woken_up.close()
+            self._wake_up_sender.close()
+            wake_up_receiver.close()
             raise
         return thread
 
-    def _run(self, wake_up: socket.socket, woken_up: socket.socket) -> None:
+    def _run(self, wake_up_sender: socket.socket, wake_up_receiver: socket.socket) -> None:
         self._native_id = threading.get_native_id()
-        self._look_at_once = settings.LISTEN  # only a poll connects, and then it can listen
-        with wake_up, woken_up:
+        self._poll_immediately = settings.LISTEN  # the first poll connects and issues LISTEN
+        with wake_up_sender, wake_up_receiver:
             while True:
-                self._wait(woken_up)
+                self._wait(wake_up_receiver)
                 with self._lock:
                     watches = list(self.watches.values())
                     if not watches:
@@ -190,14 +193,14 @@ class Watcher:
 
     def _poll(self, watches: list[Watch]) -> None:
         was_failing, self._is_failing = self._is_failing, False
-        for group in _by_context(watches):
+        for group in _group_by_context(watches):
             try:
                 with group[0].context():
                     self._listen(connections[run_rows().db])
-                    look(group)
-                    beat(group)
+                    poll_runs(group)
+                    write_heartbeats(group)
             except Exception:
-                # Nothing may end this thread. What happens now is seen at a later poll.
+                # No error may end this thread. A later poll reads what this one has missed.
                 if not was_failing and not self._is_failing:
                     logger.exception("Cannot ask whether runs have been cancelled; trying on.")
                 self._is_failing = True
@@ -208,7 +211,7 @@ class Watcher:
         self._cannot_listen = False
         with suppress(Exception):
             if connection is not None:
-                # It may come from a pool, and go back there.
+                # The connection may return to a pool: stop listening on it.
                 connection.remove_notify_handler(self._on_notification)
                 connection.execute(f"UNLISTEN {writes.CHANNEL}")
         with suppress(Exception):
@@ -223,8 +226,8 @@ class Watcher:
         try:
             with connection.cursor() as cursor:
                 cursor.execute(f"LISTEN {writes.CHANNEL}")
-            # Without a handler psycopg would keep them all. It is also called for one that arrives
-            # with the answer of a poll that did not see the change yet.
+            # Without a handler psycopg keeps all notifications. The handler is also called for a
+            # notification that arrives during a poll that did not see the change yet.
             connection.connection.add_notify_handler(self._on_notification)
             self._listening_connection = connection.connection
         except Exception:
@@ -232,36 +235,36 @@ class Watcher:
             self._cannot_listen = True
 
     def _on_notification(self, notification: Any) -> None:
-        self._look_at_once = True
+        self._poll_immediately = True
 
-    def _wait(self, woken_up: socket.socket) -> None:
+    def _wait(self, wake_up_receiver: socket.socket) -> None:
         pause = min(settings.POLL_SECONDS, settings.HEARTBEAT_SECONDS)
-        timeout, self._look_at_once = (0 if self._look_at_once else pause), False
+        timeout, self._poll_immediately = (0 if self._poll_immediately else pause), False
         try:
             with selectors.DefaultSelector() as selector:
-                selector.register(woken_up, selectors.EVENT_READ)
+                selector.register(wake_up_receiver, selectors.EVENT_READ)
                 if self._listening_connection is not None:
                     selector.register(self._listening_connection.fileno(), selectors.EVENT_READ)
-                if any(key.fileobj is woken_up for key, _ in selector.select(timeout)):
-                    woken_up.recv(1024)
-        except Exception:  # noqa: BLE001 - no descriptors, or a connection that has been lost
+                if any(key.fileobj is wake_up_receiver for key, _ in selector.select(timeout)):
+                    wake_up_receiver.recv(1024)
+        except Exception:  # noqa: BLE001 - no file descriptors left, or the connection is lost
             time.sleep(timeout)
 
 
-def _by_context(watches: Iterable[Watch]) -> Iterable[list[Watch]]:
+def _group_by_context(watches: Iterable[Watch]) -> Iterable[list[Watch]]:
     groups: dict[Any, list[Watch]] = {}
     for watch in watches:
         groups.setdefault(grouping_key(watch.context), []).append(watch)
     return groups.values()
 
 
-def look(watches: list[Watch]) -> None:
-    """Set the flags of executions that are to stop: a query for all runs, one for all records."""
+def poll_runs(watches: list[Watch]) -> None:
+    """Set the flags of executions that must stop: one query for runs, one for cancellations."""
     for watch in watches:
-        watch.ask_whether_alive()
+        watch.probe_liveness()
     hidden = {id(watch) for watch in watches if watch.ownership.is_start_hidden()}
-    found = run_rows(pk__in={watch.ownership.run.pk for watch in watches})
-    rows = {row.pk: row for row in found.values_list(*RunRow._fields, named=True)}
+    runs = run_rows(pk__in={watch.ownership.run.pk for watch in watches})
+    rows = {row.pk: row for row in runs.values_list(*RunRow._fields, named=True)}
     to_stop = []
     for watch in watches:
         row = rows.get(watch.ownership.run.pk)
@@ -273,12 +276,12 @@ def look(watches: list[Watch]) -> None:
                 to_stop.append((watch, error, row.cancellation))
     if to_stop:
         keys = {cancellation for _, _, cancellation in to_stop if cancellation is not None}
-        records = Cancellation.objects.using(found.db).in_bulk(keys)
+        records = Cancellation.objects.using(runs.db).in_bulk(keys)
         for watch, error, cancellation in to_stop:
             watch.flag.set_if_open(error, records.get(cancellation))
 
 
-def beat(watches: list[Watch]) -> None:
+def write_heartbeats(watches: list[Watch]) -> None:
     """Write the heartbeats that are due, for all executions at once."""
     now = time.monotonic()
     due = [
@@ -289,10 +292,10 @@ def beat(watches: list[Watch]) -> None:
     if not due:
         return
     for watch in due:
-        watch.code_is_alive = False  # before: what the code does from now on counts for the next
+        watch.code_is_alive = False  # before the query: keeps later signs of life
     written: set[Any] = set()
     try:
-        # Rows that somebody has locked, such as the code of the run itself, are skipped.
+        # Skips locked rows, for example those that the code of the run has locked itself.
         rows = run_rows(
             pk__in={watch.ownership.run.pk for watch in due},
             execution_id__in={watch.ownership.execution_id for watch in due},
@@ -311,18 +314,18 @@ current = Watcher()
 """The watcher of this process."""
 
 
-def look_now() -> None:
-    """Read the runs that are executed in this process, in the thread that calls this. For tests."""
-    for group in _by_context(current.watches.values()):
+def poll_now() -> None:
+    """Poll once in the calling thread, without a heartbeat. For tests."""
+    for group in _group_by_context(current.watches.values()):
         with group[0].context():
-            look(group)
+            poll_runs(group)
 
 
 def _after_fork() -> None:
-    """Begin without a thread in a forked process; the next checkpoint starts one."""
+    """Replace the watcher in a forked process; the next checkpoint starts a new thread."""
     global current
-    before, current = current, Watcher()
-    for watch in before.watches.values():
+    parent, current = current, Watcher()
+    for watch in parent.watches.values():
         watch.after_fork()
 
 

@@ -30,10 +30,10 @@ def cancel_now(run: AbstractRun, *, reason: str = "", force: bool = False) -> Ca
     """
     # Not above: settings of workers import this package before the apps are loaded.
     from django_run_cancel.cancellation import cancel_runs
-    from django_run_cancel.execution.watcher import look_now
+    from django_run_cancel.execution.watcher import poll_now
 
     result = cancel_runs([run.run_id], requested_by="tests", reason=reason, force=force)
-    look_now()
+    poll_now()
     return result
 
 

@@ -35,10 +35,10 @@ class TestAbandoned:
         with execution(other.run_id):
             pages = self.pages(run)
             next(pages)
-            real, waiting = watcher.look, [pages]
+            real, waiting = watcher.poll_runs, [pages]
             del pages
 
-            def look(executions: Any) -> Any:
+            def poll_runs(executions: Any) -> Any:
                 if waiting:
                     with watcher.current._lock:
                         waiting.clear()
@@ -53,7 +53,7 @@ class TestAbandoned:
                 return finish(held, error)
 
             monkeypatch.setattr(ownership.Ownership, "finish", note)
-            monkeypatch.setattr(watcher, "look", look)
+            monkeypatch.setattr(watcher, "poll_runs", poll_runs)
             wait_until(lambda: fresh(run).status != RunStatus.RUNNING)
             assert run.failure_reason == "GeneratorExit"
             # Not where another statement may be on its way.

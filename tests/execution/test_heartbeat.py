@@ -36,7 +36,7 @@ class TestHeartbeat:
             for ask in (True, True, False):
                 if ask:
                     executed.checkpoint()
-                watcher.beat([executed._watch])
+                watcher.write_heartbeats([executed._watch])
                 beats.append(fresh(run).heartbeat_at)
         assert run.started_at < beats[0] < beats[1] == beats[2]
 
@@ -97,8 +97,8 @@ class TestHeartbeat:
             with monkeypatch.context() as patch:
                 patch.setattr(locks, "update_unlocked", update)
                 with pytest.raises(Error, match="away"):
-                    watcher.beat([executed._watch])
+                    watcher.write_heartbeats([executed._watch])
             assert executed._watch.code_is_alive
-            watcher.beat([executed._watch])
+            watcher.write_heartbeats([executed._watch])
             assert not executed._watch.code_is_alive
             assert fresh(run).heartbeat_at > run.started_at

@@ -195,7 +195,7 @@ class TestEnding:
         with execution(run.run_id, requeue_on=OSError) as executed:
             executed.on_cancel(lambda: called.append(1))
         run_rows(pk=run.pk).update(status=RunStatus.CANCELLED)
-        watcher.look([executed._watch])
+        watcher.poll_runs([executed._watch])
         assert not executed.cancel_requested
         assert called == []
 

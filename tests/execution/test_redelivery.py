@@ -14,7 +14,7 @@ from django_run_cancel.execution import execution
 from django_run_cancel.execution.liveness import (
     Liveness,
     Owner,
-    look_at_owner,
+    read_owner,
     seconds_until_dead,
     wait_for_owner,
 )
@@ -44,34 +44,34 @@ class TestOwner:
         assert seconds_until_dead() == 100
 
     def test_silent(self) -> None:
-        owner = look_at_owner(run_of_a_dead_worker(silent_for=10).run_id)
+        owner = read_owner(run_of_a_dead_worker(silent_for=10).run_id)
         assert owner.liveness is Liveness.SILENT
         assert 0 < owner.dead_in <= 35
 
     def test_dead(self) -> None:
         run = run_of_a_dead_worker(silent_for=60)
-        owner = look_at_owner(run.run_id)
+        owner = read_owner(run.run_id)
         assert owner == Owner(Liveness.DEAD, run.execution_id, owner.heartbeat_at, 0.0)
 
     def test_dead_without_any_heartbeat(self) -> None:
         run = make_run(RunStatus.RUNNING)
-        assert look_at_owner(run.run_id).liveness is Liveness.DEAD
+        assert read_owner(run.run_id).liveness is Liveness.DEAD
         with execution(run.run_id, take_over="if_dead"):
             pass
         assert fresh(run).status == RunStatus.COMPLETED
 
     def test_alive_since_its_heartbeat_advances(self) -> None:
         run = run_of_a_dead_worker(silent_for=10)
-        before = look_at_owner(run.run_id)
-        assert look_at_owner(run.run_id, before).liveness is Liveness.SILENT
+        before = read_owner(run.run_id)
+        assert read_owner(run.run_id, before).liveness is Liveness.SILENT
         run_rows(pk=run.pk).update(heartbeat_at=timezone.now())
-        assert look_at_owner(run.run_id, before).liveness is Liveness.ALIVE
+        assert read_owner(run.run_id, before).liveness is Liveness.ALIVE
 
     def test_alive_since_another_has_started(self) -> None:
         run = run_of_a_dead_worker(silent_for=10)
-        before = look_at_owner(run.run_id)
+        before = read_owner(run.run_id)
         run_rows(pk=run.pk).update(execution_id=uuid4())
-        assert look_at_owner(run.run_id, before).liveness is Liveness.ALIVE
+        assert read_owner(run.run_id, before).liveness is Liveness.ALIVE
 
     @pytest.mark.parametrize("status", [RunStatus.QUEUED, RunStatus.FAILED, RunStatus.CANCELLED])
     def test_not_running(self, status: str) -> None:

@@ -137,7 +137,7 @@ class TestStopping:
         runs = [make_run() for _ in range(5)]
         executions = [execution(run.run_id).__enter__() for run in runs]
         with django_assert_num_queries(1):
-            watcher.look_now()
+            watcher.poll_now()
         for executed in executions:
             executed.__exit__(None, None, None)
 
@@ -192,7 +192,7 @@ def test_many_executions_are_told_with_two_queries(
     for run in runs[10:]:
         cancel(run)
     with django_assert_num_queries(2):
-        watcher.look_now()
+        watcher.poll_now()
     for run, executed in zip(runs, executions, strict=True):
         assert executed.cancellation is not None
         assert executed.cancellation.pk == fresh(run).cancellation_id

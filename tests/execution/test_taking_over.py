@@ -105,7 +105,7 @@ class TestTakenOver:
             before = fresh(run).heartbeat_at
             run_rows(pk=run.pk).update(execution_id=uuid4())
             first.checkpoint()
-            watcher.beat([first._watch])
+            watcher.write_heartbeats([first._watch])
             assert fresh(run).heartbeat_at == before
 
     @pytest.mark.skipif(not IS_POSTGRESQL, reason="only PostgreSQL has locks that weak")

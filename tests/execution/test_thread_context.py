@@ -122,7 +122,7 @@ def test_executions_with_equal_contexts_share_a_query(
             executions.append(execution(make_run().run_id).__enter__())
     try:
         with django_assert_num_queries(2):
-            watcher.look_now()
+            watcher.poll_now()
     finally:
         for executed in executions:
             executed.__exit__(None, None, None)

@@ -253,14 +253,14 @@ class TestProcessing:
         with transaction.atomic():
             message = host.actor(lambda: "done", actor_name="works").send()
             transaction.set_rollback(True)
-        refusal, commits = Ownership.refusal, [partial(make_run, run_id=message.message_id)]
+        refusal, commits = Ownership.ownership_error, [partial(make_run, run_id=message.message_id)]
 
         def refuse(self: Ownership) -> Exception:
             if commits:
                 commits.pop()()
             return refusal(self)
 
-        monkeypatch.setattr(Ownership, "refusal", refuse)
+        monkeypatch.setattr(Ownership, "ownership_error", refuse)
         host.work()
         assert (commits, host.result_of(message)) == ([], "done")
         assert has_status(message.message_id, "completed")

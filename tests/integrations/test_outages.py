@@ -18,7 +18,7 @@ from django.db import Error, OperationalError, transaction
 
 from django_run_cancel.db import retry
 from django_run_cancel.exceptions import RunCancelled
-from django_run_cancel.execution.liveness import Liveness, await_for_owner, wait_for_owner
+from django_run_cancel.execution.liveness import Liveness, wait_for_owner, wait_for_owner_async
 from django_run_cancel.integrations.tracking import TaskMessage, executing, executing_async
 from django_run_cancel.states import RunStatus
 from tests.execution.helpers import PATIENCE, cancel, database_away, run_async
@@ -222,7 +222,7 @@ class TestCoroutines:
         run = make_run(RunStatus.RUNNING)
 
         async def main() -> None:
-            assert await await_for_owner(run.run_id) is Liveness.DEAD
+            assert await wait_for_owner_async(run.run_id) is Liveness.DEAD
 
         with database_away() as come_back:
             threading.Timer(0.2, come_back).start()
