@@ -1,4 +1,4 @@
-"""The clock of the database: what hosts compare with each other is its time, not their own."""
+"""The clock of the database, which all processes use, as the clocks of their hosts may differ."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ class DatabaseNow(Func):
     def as_sql(  # type: ignore[override]  # it takes no template
         self, compiler: Any, connection: Any, **context: Any
     ) -> tuple[str, list[Any]]:
-        """Return the SQL of this database."""
-        # Kept with the compiler, so that it is the same everywhere in a statement on SQLite too.
+        """Return the SQL expression for this database."""
+        # Cached on the compiler, so that all expressions of one SQLite statement have one value.
         return vars(compiler).setdefault("database_now_sql", now_sql(connection.alias)), []
 
 
 def now_sql(using: str) -> str:
-    """Return the SQL expression of the current time, as a column of a time holds it."""
+    """Return an SQL expression for the current time, as a DateTimeField column stores it."""
     connection = connections[using]
     if connection.vendor == "sqlite":
-        # Its clock is that of this host, and its own function has only milliseconds.
+        # SQLite uses the clock of this host; its own function has only milliseconds.
         return f"'{connection.ops.adapt_datetimefield_value(timezone.now())}'"
-    # Unlike CURRENT_TIMESTAMP these do not stand still in a transaction.
+    # CURRENT_TIMESTAMP would return the start of the transaction.
     if connection.vendor == "postgresql":
         return "STATEMENT_TIMESTAMP()"
-    # Columns are in the TIME_ZONE of the database's settings, whose name the server may not know.
+    # Columns use the TIME_ZONE of DATABASES; the server may not know time zone names, so use its
+    # offset.
     offset = datetime.now(connection.timezone).utcoffset() or timedelta()
     return f"(UTC_TIMESTAMP(6) + INTERVAL {offset // timedelta(seconds=1)} SECOND)"
 
 
 def database_now(using: str) -> datetime:
-    """Ask a database for its current time.
+    """Query the current time of a database.
 
     Args:
         using: Alias of the database.

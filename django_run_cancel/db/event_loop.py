@@ -1,4 +1,4 @@
-"""Tells whether Django refuses the ORM in this thread, since an event loop runs in it."""
+"""``orm_is_refused()``: detects threads with an event loop, in which Django forbids the ORM."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 
 
 def orm_is_refused() -> bool:
-    """Tell whether Django refuses the ORM in this thread, since an event loop runs in it.
+    """Tell whether the ORM raises SynchronousOnlyOperation in this thread.
 
-    With ``DJANGO_ALLOW_ASYNC_UNSAFE`` it does not.
+    It does if an event loop runs there, except with ``DJANGO_ALLOW_ASYNC_UNSAFE``.
     """
     if os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
         return False

@@ -19,7 +19,7 @@ _log_once = lru_cache(1_000)(logging.getLogger("django_run_cancel").error)
 
 
 class LockedRun(NamedTuple):
-    """What a cancellation needs to know of a run. Non-text fields are raw database values."""
+    """The columns of a run that a cancellation reads. Non-text fields are raw database values."""
 
     pk: Any
     parent: Any
@@ -33,7 +33,7 @@ class LockedRun(NamedTuple):
 
     @property
     def never_started(self) -> bool:
-        """Whether the run's code has never been started; ``write_cancelled`` asks the same."""
+        """Whether the code of the run never started. ``write_cancelled`` has the same in SQL."""
         return self.started_at is None and self.status in WAITING
 
 
@@ -43,21 +43,21 @@ def lock_runs(model: type[Model], pks: Iterable[Any], using: str) -> list[Locked
 
 
 def read_runs(model: type[Model], pks: Iterable[Any], using: str) -> list[LockedRun]:
-    """Return the same as ``lock_runs`` without locking anything, for a dry run."""
+    """Return the same rows as ``lock_runs`` without locking them, for a dry run."""
     return list(_read_runs(model, key_conditions(pks, model, using), using, ""))
 
 
 def lock_selected_runs(
     model: type[Model], keys: str, params: list[Any], using: str
 ) -> list[LockedRun]:
-    """Do the same as ``lock_runs`` with the keys that a query selects.
+    """Lock the rows whose primary keys a subquery selects, in ascending order, like ``lock_runs``.
 
-    In one statement, except on MySQL and MariaDB, where that could lock all rows.
+    Uses one statement; MySQL and MariaDB need two, as one could lock all rows of the table.
     """
     vendor = connections[using].vendor
     if vendor == "mysql":
         return lock_runs(model, [pk for (pk,) in fetch(using, keys, params)], using)
-    # PostgreSQL expects an array to be short, and looks it up in the index.
+    # PostgreSQL's planner assumes that an array is short, and uses the index.
     condition = f"= ANY (ARRAY({keys}))" if vendor == "postgresql" else f"IN ({keys})"
     return list(_read_runs(model, [(condition, params)], using, lock_clause(using)))
 
@@ -75,24 +75,28 @@ def _read_runs(
 
 
 def lock_rows(rows: QuerySet[Any]) -> list[Any]:
-    """Lock rows of any model for deletion or update, in the order of their keys.
+    """Lock rows of any model for deletion or update, in ascending order of their primary keys.
+
+    SQLite has no row locks: a writing transaction locks the whole database.
 
     Returns:
-        The keys of the rows. SQLite locks nothing: its transaction has the database to itself.
+        The primary keys of the rows.
     """
     return list(rows.order_by("pk").select_for_update().values_list("pk", flat=True))
 
 
 def update_unlocked(rows: QuerySet[Any], **values: Any) -> list[Any]:
-    """Update runs or items, but wait for none that somebody has locked, and pass over refused ones.
+    """Update runs or items, skipping rows that are locked or that the database refuses to write.
+
+    A database without ``SKIP LOCKED`` waits for locked rows instead.
 
     Args:
-        rows: The rows; what it asks for holds in the statement that writes.
+        rows: The rows. The UPDATE repeats their filters, or the rows are locked before it.
         values: As for ``QuerySet.update()``.
 
     Returns:
-        The keys of the rows that were updated. Where the database cannot skip locked rows, they
-        are waited for after all, and none is named if one of several was not updated.
+        The primary keys of the updated rows. Without ``SKIP LOCKED``, an empty list unless all rows
+        were updated.
     """
     try:
         return _update_unlocked(rows, values)
@@ -112,29 +116,32 @@ def _update_unlocked(rows: QuerySet[Any], values: dict[str, Any]) -> list[Any]:
         pks = list(rows.values_list("pk", flat=True))
         return pks if rows.filter(pk__in=pks).update(**values) == len(pks) else []
     with transaction.atomic(using=rows.db):
-        # FOR NO KEY UPDATE: a row is not skipped because others insert rows that refer to it.
+        # FOR NO KEY UPDATE does not conflict with inserts of rows that reference this one.
         locked = rows.select_for_update(
             skip_locked=True, no_key=features.has_select_for_no_key_update
         )
         pks = list(locked.values_list("pk", flat=True))
-        # By key alone: PostgreSQL reads the whole table where two conditions list many keys.
+        # Filter by primary key only: with two long lists of keys, PostgreSQL scans the table.
         if pks:
             rows.model._base_manager.using(rows.db).filter(pk__in=pks).update(**values)
         return pks
 
 
 def is_refusal(error: DatabaseError) -> bool:
-    """Tell whether an error is about the rows that were written, and not about the database."""
-    # What a trigger of MySQL raises with SIGNAL is an OperationalError as well.
+    """Tell whether the database refused to write a row, for example because of a trigger.
+
+    Other errors, such as a lost connection, have nothing to do with the row.
+    """
+    # A MySQL trigger that raises SIGNAL causes an OperationalError with this number.
     return not isinstance(error, OperationalError) or error.args[:1] == (1644,)
 
 
 @contextmanager
 def skip_refused_rows(label: str) -> Iterator[None]:
-    """Log an error about one row, once, so that it keeps no other row waiting.
+    """Log and suppress the error if the database refuses to write a row. Each is logged once.
 
     Args:
-        label: What to call the row in the log.
+        label: Name of the row in the log.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Retries: of writes while the database is away, and of transactions that a deadlock has undone."""
+"""Retries queries during an outage of the database, and transactions after a deadlock."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ from django_run_cancel.db.sessions import in_transaction
 from django_run_cancel.safe_text import describe_error, printable_lines
 
 BRIEF_DELAYS = (0.1, 0.5, 1.0, 3.0)
-"""Seconds between attempts to write while the database is away, where somebody waits."""
+"""Seconds between attempts during an outage, if a caller is waiting for the result."""
 
 RETRY_DELAYS = (*BRIEF_DELAYS, 5.0, *[10.0] * 11)
-"""The same where a run starts or ends: about two minutes in all."""
+"""Seconds between attempts to start or end a run: about two minutes in total."""
 
 START_DELAYS = (*RETRY_DELAYS, *[10.0] * 48)
-"""The same before a task of a host starts, which may not need the database: about ten minutes."""
+"""Seconds between attempts to start the run of a host's task: about ten minutes in total."""
 
 OUTAGES = (OperationalError, InterfaceError, InternalError)
-"""What a database that is away raises; the last of them, if it is read-only."""
+"""Errors raised during an outage; InternalError if the database is read-only."""
 
 MAX_SLEEP = 0.5
-"""Seconds. Executors that raise a time limit in a thread are not heard while that sleeps."""
+"""Maximum seconds of one ``time.sleep()``.
+
+Some executors enforce a time limit by raising an exception in the thread, which has no effect
+before the call returns.
+"""
 
 MAX_TRIES = 5
-"""Of a transaction that the database undoes to end a deadlock."""
+"""Maximum tries of a transaction that the database rolls back because of a deadlock."""
 
 Result = TypeVar("Result")
 
@@ -38,10 +42,10 @@ logger = logging.getLogger(__name__)
 
 
 class Patience:
-    """With one thing that is repeated while the database is away."""
+    """Counts the attempts of one operation during an outage, and limits them in number and time."""
 
     def __init__(self, using: str, delays: Sequence[float] | None = None) -> None:
-        """Begin to wait.
+        """Create the counter.
 
         Args:
             using: Alias of the database.
@@ -49,41 +53,41 @@ class Patience:
         """
         self._using = using
         self._delays = tuple(RETRY_DELAYS if delays is None else delays)
-        self._failed = 0
-        self._until = 0.0
+        self._failures = 0
+        self._deadline = 0.0
 
     def pause_after(self, error: Exception) -> float:
-        """Return how many seconds to pause before the next attempt.
+        """Close the connection, and return the seconds to wait before the next attempt.
 
-        To be called in the thread of the connection, which is closed.
+        Call it in the thread that uses the connection.
 
         Args:
-            error: What the attempt has raised.
+            error: The exception that the attempt raised.
 
         Raises:
-            Exception: This error: there are no further attempts. Inside a transaction there never
-                are, as all of it would have to be repeated.
+            Exception: ``error``, if there are no attempts left, or inside a transaction, which
+                would have to be repeated as a whole.
         """
         if in_transaction(self._using):
             raise error
         connections[self._using].close()
-        self._failed += 1
-        if self._failed == 1:
-            self._until = time.monotonic() + sum(self._delays)
-        if self._failed > len(self._delays) or self._has_taken_too_long():
+        self._failures += 1
+        if self._failures == 1:
+            self._deadline = time.monotonic() + sum(self._delays)
+        if self._failures > len(self._delays) or self._has_taken_too_long():
             raise error
-        if self._failed == 1:
+        if self._failures == 1:
             logger.warning(
                 "The database is away. What is to be written is tried again for %.0f seconds: %s",
                 sum(self._delays),
                 printable_lines(describe_error(error, 1_000)),
             )
-        return self._delays[self._failed - 1]
+        return self._delays[self._failures - 1]
 
     def _has_taken_too_long(self) -> bool:
-        # Each attempt can take long itself, with a server that does not answer.
-        is_brief = self._failed <= len(BRIEF_DELAYS)
-        return not is_brief and time.monotonic() > self._until
+        # Each attempt may itself block for long, if the server does not respond.
+        is_brief = self._failures <= len(BRIEF_DELAYS)
+        return not is_brief and time.monotonic() > self._deadline
 
 
 def retry_on_outage(
@@ -92,16 +96,16 @@ def retry_on_outage(
     using: str,
     delays: Sequence[float] | None = None,
 ) -> Result:
-    """Call a function that asks the database, again if that is away or read-only for a while.
+    """Call a function that queries the database, and retry it during an outage.
 
     Args:
-        action: What to call. It may be called more than once.
-        args: Its arguments.
-        using: Alias of the database. Inside a transaction on it nothing can be repeated.
+        action: The function; it may be called more than once.
+        args: Its positional arguments.
+        using: Alias of the database. Inside a transaction on it there are no retries.
         delays: Seconds between attempts; by default ``RETRY_DELAYS``.
 
     Returns:
-        What the function returns.
+        The result of the function.
     """
     patience = Patience(using, delays)
     while True:
@@ -113,9 +117,9 @@ def retry_on_outage(
 
 
 def _sleep(seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
-        time.sleep(min(left, MAX_SLEEP))
+    deadline = time.monotonic() + seconds
+    while (remaining := deadline - time.monotonic()) > 0:
+        time.sleep(min(remaining, MAX_SLEEP))
 
 
 def log_if_another_error_is_raised(
@@ -125,13 +129,13 @@ def log_if_another_error_is_raised(
     is_only_logged: Callable[[], bool],
     delays: Sequence[float] | None = None,
 ) -> None:
-    """Call a function that writes; if it fails, log that rather than hide an earlier error.
+    """Call a function that writes, with retries; log its error if that would hide an earlier one.
 
     Args:
-        action: What to call, as for ``retry_on_outage``.
-        args: Its arguments.
+        action: The function, as for ``retry_on_outage``.
+        args: Its positional arguments.
         using: Alias of the database.
-        is_only_logged: Asked if it has failed: whether there is an earlier error, or result.
+        is_only_logged: Called after a failure; returns True to log the error, False to raise it.
         delays: As for ``retry_on_outage``.
     """
     try:
@@ -140,42 +144,43 @@ def log_if_another_error_is_raised(
         if not is_only_logged():
             raise
         log_lost_end()
-    except BaseException:  # of a signal, such as that of a time limit, while it waited
+    except BaseException:  # raised by a signal handler during the wait, e.g. a time limit
         with suppress(Exception):
             retry_on_outage(action, *args, using=using, delays=BRIEF_DELAYS)
         raise
 
 
 def log_lost_end() -> None:
-    """Log, with the error that is being handled, that the end of a run is not in the database."""
+    """Log that the end of a run could not be written, with the exception being handled."""
     logger.exception("The end of a run could not be recorded.")
 
 
 class StartOver(Exception):
-    """Raised in a transaction that must begin again: what it has seen is out of date."""
+    """Raised in a transaction that must be repeated, as the data it has read is out of date."""
 
 
 def retry_transaction(transact: Callable[[bool], Result], using: str) -> Result:
-    """Run a transaction, again when it must start over or the database gave it up.
+    """Run a transaction; repeat it after ``StartOver`` or a deadlock.
 
-    Our own order of locks cannot deadlock; that of a host's code can. Inside a transaction of the
-    caller's there is nothing to repeat: the database has undone all of it.
+    This package locks rows in one order, but the code of a host may not, and so cause deadlocks.
+    Inside a transaction of the caller nothing is repeated, as a deadlock rolls back all of it.
 
     Args:
-        transact: The transaction; it is told whether it may raise ``StartOver``.
+        transact: Function that runs the transaction. Its argument ``restartable`` tells whether it
+            may raise ``StartOver``.
         using: Alias of the database.
 
     Returns:
-        What the transaction returns.
+        The result of ``transact``.
     """
-    ours = not connections[using].in_atomic_block
+    is_outermost = not connections[using].in_atomic_block
     for attempt in range(1, MAX_TRIES):
         try:
-            return transact(ours)
+            return transact(is_outermost)
         except StartOver:
             pass
         except OperationalError as error:
-            if not (ours and _is_deadlock(error)):
+            if not (is_outermost and _is_deadlock(error)):
                 raise
         # Only spreads retries.
         time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311  # nosec B311
@@ -183,7 +188,7 @@ def retry_transaction(transact: Callable[[bool], Result], using: str) -> Result:
 
 
 def _is_deadlock(error: OperationalError) -> bool:
-    """Tell whether the database chose this transaction to end a deadlock or a stale snapshot."""
+    """Tell whether the database rolled back because of a deadlock or an outdated snapshot."""
     driver_error = error.__cause__
     sqlstate = getattr(driver_error, "sqlstate", None) or getattr(driver_error, "pgcode", None)
     # MySQL and MariaDB: ER_LOCK_DEADLOCK, and ER_CHECKREAD under innodb_snapshot_isolation.

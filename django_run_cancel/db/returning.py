@@ -16,18 +16,18 @@ HAVE_UPDATE_RETURNING = {"postgresql", "sqlite"}
 
 
 def update_and_read(model: type[M], rows: QuerySet[Any], **values: Any) -> M | None:
-    """Update the row that a queryset finds, and return it.
+    """Update the single row of a queryset, and return the updated instance.
 
-    Nothing that can fail comes after the statement that writes.
+    The UPDATE is the last query, so that no error can occur after the row has been written.
 
     Args:
-        model: What to return: the queryset's model, or a subclass with a table of its own.
-        rows: The row, with the conditions on which it is written.
+        model: Class of the instance: the queryset's model, or a multi-table subclass of it.
+        rows: Queryset of at most one row, filtered by the conditions of the update.
         values: As for ``QuerySet.update()``.
 
     Returns:
-        The row as it is now, or None if none was found. Where the database returned nothing,
-        values that it computed are loaded when they are asked for.
+        The updated instance, or None if no row matched. Without RETURNING, fields that the database
+        computed are deferred.
     """
     connection = connections[rows.db]
     if connection.vendor in HAVE_UPDATE_RETURNING and rows.model is model:
@@ -35,7 +35,8 @@ def update_and_read(model: type[M], rows: QuerySet[Any], **values: Any) -> M | N
         query.add_update_values(values)
         statement, parameters = query.get_compiler(rows.db).as_sql()
         quote = connection.ops.quote_name
-        table = quote(model._meta.db_table)  # or SQLite takes unknown columns for texts
+        # Without the table, SQLite would read an unknown quoted column as a string.
+        table = quote(model._meta.db_table)
         columns = ", ".join(
             f"{table}.{quote(column_of(field))}" for field in model._meta.concrete_fields
         )
@@ -46,12 +47,12 @@ def update_and_read(model: type[M], rows: QuerySet[Any], **values: Any) -> M | N
     instance = model._base_manager.using(rows.db).filter(pk__in=rows.values("pk")).first()
     if instance is None or not rows.filter(pk=instance.pk).update(**values):
         return None
-    note(instance, **values)
+    set_written(instance, **values)
     return instance
 
 
-def note(instance: Model, **values: Any) -> None:
-    """Set on an instance what has been written; what the database computes is loaded when asked."""
+def set_written(instance: Model, **values: Any) -> None:
+    """Set updated values on an instance, and defer those that the database has computed."""
     for name, value in values.items():
         if hasattr(value, "resolve_expression"):
             instance.__dict__.pop(name, None)

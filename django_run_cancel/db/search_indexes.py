@@ -1,7 +1,7 @@
-"""Indexes of PostgreSQL for the search in the admin: created by a command, used where they exist.
+"""Optional PostgreSQL indexes for the admin's search, created by a management command.
 
-No model declares them. A change of a run's status would write an entry for each trigram of the
-title, and the extension ``pg_trgm`` needs rights that a migration may not have.
+They are not part of the migrations: each change of a run's status must update an entry for each
+trigram of the title, and creating the extension ``pg_trgm`` may need a superuser.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from django_run_cancel.db.statements import column_of
 EXTENSION = "pg_trgm"
 
 Kind = Literal["words", "prefix"]
-"""What is looked for: words anywhere in the text, or the beginning of the text."""
+"""Kind of search: words anywhere in the text, or a prefix of the text."""
 
 INDEXES_OF_TABLE = """
     SELECT pg_get_indexdef(i.indexrelid, 1, true), o.opcname,
@@ -28,12 +28,12 @@ INDEXES_OF_TABLE = """
 
 
 class SearchIndex(NamedTuple):
-    """An index of a column that is searched.
+    """An index for searching one column.
 
     Attributes:
-        model: Its model; of a subclass with a table of its own, that which has the column.
-        column: The column.
-        kind: Which search it serves.
+        model: The model whose table has the column; with multi-table inheritance, the base.
+        column: Name of the column.
+        kind: The kind of search.
     """
 
     model: type[Model]
@@ -47,10 +47,7 @@ class SearchIndex(NamedTuple):
         return cls(field.model, column_of(field), kind)
 
     def exists(self, using: str) -> bool:
-        """Tell whether the database has a finished index that serves this search.
-
-        Its name does not matter: hosts may have created it themselves.
-        """
+        """Tell whether the database has a valid index for this search, under any name."""
         connection = connections[using]
         if connection.vendor != "postgresql":
             return False
@@ -77,11 +74,11 @@ class SearchIndex(NamedTuple):
         table = self.model._meta.db_table
         name = quote(f"{table[:40]}_{self.column[:12]}_{self.kind}")
         column = quote(self.column)
-        # One that was interrupted is left behind, invalid.
+        # An interrupted CREATE INDEX CONCURRENTLY leaves an invalid index.
         yield f"DROP INDEX CONCURRENTLY IF EXISTS {name}"
         create = f"CREATE INDEX CONCURRENTLY {name} ON {quote(table)}"
         if self.kind == "words":
-            # What the lookup icontains compares.
+            # The expression in the SQL of the lookup ``icontains``.
             yield f"{create} USING gin (upper({column}::text) gin_trgm_ops)"
         else:
             yield f"{create} ({column}) WHERE {column} <> ''"

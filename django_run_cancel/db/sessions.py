@@ -1,4 +1,4 @@
-"""The connection that a thread has: whether a transaction is open on it, and its way to a pool."""
+"""State of this thread's database connection: open transactions, and pooled connections."""
 
 from __future__ import annotations
 
@@ -10,38 +10,35 @@ from django.db import connections
 
 
 def in_transaction(using: str) -> bool:
-    """Tell whether this thread is in a transaction of its caller, which can undo what is written.
+    """Tell whether this thread has a transaction open, with ``transaction.atomic()`` or without.
 
     Args:
         using: Alias of the database.
-
-    Returns:
-        Whether it is, with ``transaction.atomic()`` or without.
     """
     connection = connections[using]
     return connection.in_atomic_block or may_hide_writes(connection)
 
 
 def may_hide_writes(connection: Any) -> bool:
-    """Tell whether others may not see yet what has been written on a connection.
+    """Tell whether a transaction is open on a connection, so that others do not see its writes.
 
     Args:
-        connection: The connection, as Django wraps it; it may be that of another thread.
+        connection: Django's connection wrapper; it may belong to another thread.
 
     Returns:
-        Whether a transaction is open on it. It is until the database has committed.
+        True until the database has committed.
     """
-    # Django leaves the atomic block before it commits, and sets this after that.
+    # ``in_atomic_block`` is reset before the COMMIT, ``autocommit`` after it.
     is_open = connection.connection is not None and not connection.autocommit
     return is_open and not connection.closed_in_transaction
 
 
 @contextmanager
 def given_back_to_pool(using: str) -> Iterator[None]:
-    """Give back to a pool, after a few statements, the connection that they have taken from it.
+    """Return a connection to the pool on leaving, if the statements inside have taken it.
 
-    A pool may have fewer connections than there are threads with tasks, most of which need none
-    between their start and their end. A connection that the thread had before is left to it.
+    A pool may have fewer connections than the worker has threads, and most tasks use none between
+    their start and end. A connection that the thread already had stays open.
 
     Args:
         using: Alias of the database.

@@ -1,4 +1,4 @@
-"""SQL text and parameter lists that the modules of this folder share."""
+"""SQL fragments and parameter lists shared by the modules of this folder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from django.db.models import Model
 T = TypeVar("T")
 
 MAX_PARAMETERS = 30_000
-"""Per statement; SQLite takes 32,766 by default, and PostgreSQL 65,535 if it binds them itself."""
+"""Maximum parameters of a statement: SQLite allows 32,766; PostgreSQL, with binding, 65,535."""
 
 MAX_LISTED_ON_MYSQL = 900
-"""From 1,000 values on MariaDB makes a subquery of a list; it then scans, and locks, all rows."""
+"""Maximum values in an IN list: MariaDB converts 1,000 or more to a subquery, and then scans and
+locks all rows of the table."""
 
 COLUMNS = (
     *("parent", "run_id", "tenant", "status", "backend", "external_id", "started_at"),
@@ -38,8 +39,8 @@ def column_of(field: Any) -> str:
 def lock_clause(using: str) -> str:
     features = connections[using].features
     if not features.has_select_for_update:
-        return ""  # SQLite: a transaction that writes has the database to itself.
-    # The weaker lock of PostgreSQL lets rows that refer to a run be inserted meanwhile.
+        return ""  # SQLite: a writing transaction locks the whole database
+    # FOR NO KEY UPDATE does not block inserts of rows that reference the run.
     no_key = features.has_select_for_no_key_update
     return " " + connections[using].ops.for_update_sql(no_key=no_key)
 
@@ -47,9 +48,9 @@ def lock_clause(using: str) -> str:
 def key_conditions(
     pks: Iterable[Any], model: type[Model], using: str, limit: int = MAX_PARAMETERS - 100
 ) -> Iterator[tuple[str, list[Any]]]:
-    """Yield conditions that a key is one of these, as SQL to follow a column and parameters.
+    """Yield pairs of an SQL condition and its parameters: ``IN (…)``, to append to a column.
 
-    On PostgreSQL it is one array: a driver parses a placeholder for each key far more slowly.
+    PostgreSQL gets one array, as its driver is slow with one placeholder for each key.
     """
     connection = connections[using]
     if connection.vendor == "postgresql":

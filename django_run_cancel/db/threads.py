@@ -1,4 +1,4 @@
-"""Threads for calls that may block for long; each has database connections of its own."""
+"""``call_in_thread()``: a new thread for a call that may block, with its own connections."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ Result = TypeVar("Result")
 
 
 def call_in_thread(function: Callable[[], Result]) -> Future[Result]:
-    """Call a function in a thread that is made for it.
+    """Call a function in a new daemon thread.
 
-    The interpreter does not wait for the thread before it ends, as it would for that of a pool.
+    Unlike with ``ThreadPoolExecutor``, the interpreter does not wait for the thread at exit.
 
     Args:
-        function: What to call. Its database connections are closed after it.
+        function: The function. The thread closes its database connections afterwards.
 
     Returns:
-        What will hold the result or the error. It cannot be cancelled.
+        A future of the result, which cannot be cancelled. If no thread can be started, it holds
+        the RuntimeError.
     """
     future: Future[Result] = Future()
     future.set_running_or_notify_cancel()
@@ -29,7 +30,7 @@ def call_in_thread(function: Callable[[], Result]) -> Future[Result]:
     def call() -> None:
         try:
             result = function()
-        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+        except BaseException as error:  # noqa: BLE001 - future.result() raises it
             connections.close_all()
             future.set_exception(error)
         else:
@@ -38,6 +39,6 @@ def call_in_thread(function: Callable[[], Result]) -> Future[Result]:
 
     try:
         threading.Thread(target=call, name="run-cancel-call", daemon=True).start()
-    except RuntimeError as error:  # there are no threads left
+    except RuntimeError as error:  # no more threads can be started
         future.set_exception(error)
     return future

@@ -1,10 +1,10 @@
-"""Reading the trees of runs, without locks: closures, children, ancestors.
+"""Queries over trees of runs: descendants, children and ancestors.
 
-The order of steps is what keeps cancellations free of deadlocks and complete:
+A cancellation takes three steps, which avoid deadlocks and find all descendants:
 
-1. read the keys of the whole tree without a lock,
-2. lock these rows by primary key in ascending order,
-3. look again for children, now that nobody can add one below a locked run.
+1. read the primary keys of the whole tree without locks,
+2. lock these rows in ascending order of their primary keys,
+3. read the children again, now that nobody can add a child to a locked run.
 """
 
 from __future__ import annotations
@@ -28,22 +28,24 @@ from django_run_cancel.db.statements import (
 )
 
 LEVELS = 3
-"""Levels of children that the first statement reads on PostgreSQL; another reads all below them."""
+"""Levels of children in the first query on PostgreSQL; a second one reads deeper levels."""
 
 MAX_DEPTH = 1_000_000
-"""MySQL and MariaDB end a recursive query after 1,000 levels, unless told otherwise."""
+"""Recursion limit to set on MySQL and MariaDB, whose default is 1,000 levels."""
 
 
 def read_closure(
     scope: QuerySet[Any], model: type[Model], using: str, limit: int
 ) -> tuple[set[Any], set[Any]]:
-    """Return, without a lock, the keys of these runs and those of their whole trees.
+    """Return the primary keys of runs, and those of the runs and all their descendants.
+
+    Locks nothing.
 
     Args:
         scope: The runs.
         model: The run model.
         using: Alias of the database.
-        limit: Once so many keys are read, those of runs below may be missing.
+        limit: Maximum number of keys; if there are as many, keys of descendants may be missing.
     """
     try:
         query, params = scope.order_by().values("pk").query.get_compiler(using).as_sql()
@@ -53,7 +55,7 @@ def read_closure(
         return _read_closure_by_levels(query, params, model, using, limit)
     rows = fetch(
         using,
-        # UNION, not UNION ALL: it ends on a cycle.
+        # UNION, unlike UNION ALL, terminates if parents form a cycle.
         _recursive(
             "WITH RECURSIVE closure (pk, asked) AS ("
             "SELECT asked.*, 1 FROM ({scope}) asked UNION"
@@ -67,7 +69,7 @@ def read_closure(
 
 
 def _recursive(sql: str, using: str) -> str:
-    """Return a recursive query that is not ended at the limit of MySQL or MariaDB."""
+    """Raise the recursion limit of a query on MySQL and MariaDB."""
     connection: Any = connections[using]
     if connection.vendor != "mysql":
         return sql
@@ -80,10 +82,10 @@ def _recursive(sql: str, using: str) -> str:
 def _read_closure_by_levels(
     query: str, params: Sequence[Any], model: type[Model], using: str, limit: int
 ) -> tuple[set[Any], set[Any]]:
-    # PostgreSQL expects a recursive query to find millions of rows, and so reads a large table from
-    # end to end, and compiles the query first. Likewise it joins even a handful of rows by reading
-    # all of a table in which each may have many children. Of an array it expects ten elements, and
-    # looks these up in the index.
+    # PostgreSQL's planner assumes that a recursive query returns millions of rows; it then scans a
+    # large table, and compiles the query (JIT) before. It also scans the table to join a few rows
+    # with their children, if rows can have many. For an array it assumes ten elements, and uses the
+    # index.
     names = names_of(model, using)
     child = (
         "level{n} (pk) AS"
@@ -105,9 +107,9 @@ def _read_closure_by_levels(
 
 
 def _read_all_below(pks: Iterable[Any], model: type[Model], using: str, limit: int) -> set[Any]:
-    """Return the keys of so many descendants, in a statement that must use the index.
+    """Return the primary keys of at most ``limit`` descendants, with sequential scans disabled.
 
-    PostgreSQL would rather read the whole table: see above.
+    ``_read_closure_by_levels`` explains why PostgreSQL would scan the table otherwise.
     """
     ((condition, params),) = key_conditions(pks, model, using)
     sql = (
@@ -122,15 +124,15 @@ def _read_all_below(pks: Iterable[Any], model: type[Model], using: str, limit: i
         cursor.execute("SET LOCAL enable_seqscan = off")
         cursor.execute(sql, params)
         found = {pk for (pk,) in cursor.fetchall()}
-        # The transaction may be a caller's, and go on.
+        # Restore the setting, as the transaction may be one of the caller.
         cursor.execute("SELECT set_config('enable_seqscan', %s, true)", [before])
     return found
 
 
 def keys_below(scope: QuerySet[Any], using: str) -> RawSQL | list[Any]:
-    """Return a subquery of the keys of all descendants of these runs, or nothing without any.
+    """Return a subquery of the primary keys of all descendants of runs; an empty list without runs.
 
-    MariaDB and MySQL end it after 1,000 levels.
+    On MySQL and MariaDB it is limited to 1,000 levels.
     """
     try:
         query, params = scope.order_by().values("pk").query.get_compiler(using).as_sql()
@@ -147,18 +149,18 @@ def keys_below(scope: QuerySet[Any], using: str) -> RawSQL | list[Any]:
 
 
 def read_children(model: type[Model], pks: Iterable[Any], using: str) -> set[Any]:
-    """Return the keys of the direct children of runs.
+    """Return the primary keys of the direct children of runs.
 
-    On MySQL and MariaDB, unless each statement sees what has been committed before it, the read is
-    a locking one: a plain one would show the children that there were when the transaction began.
+    On MySQL and MariaDB under REPEATABLE READ, the query locks the rows: a plain SELECT would read
+    the snapshot from the start of the transaction.
     """
     connection = connections[using]
     names = names_of(model, using)
     snapshot = getattr(connection, "isolation_level", None) != "read committed"
     lock = lock_clause(using) if connection.vendor == "mysql" and snapshot else ""
     found: set[Any] = set()
-    # Of a longer list InnoDB only guesses how many rows belong to it; it then scans all rows, which
-    # a locking read would lock.
+    # For a longer list InnoDB only estimates the number of rows. It may then scan the table, and a
+    # locking read would lock all of it.
     limit = 199 if lock else MAX_PARAMETERS - 100
     for condition, params in key_conditions(pks, model, using, limit):
         sql = "SELECT {pk} FROM {table} WHERE {parent} {condition}".format(
@@ -169,13 +171,12 @@ def read_children(model: type[Model], pks: Iterable[Any], using: str) -> set[Any
 
 
 def lock_ancestors(model: type[Model], pk: Any, using: str) -> list[LockedRun]:
-    """Lock a run and all runs above it, in the same order as a cancellation does.
+    """Lock a run and all its ancestors, in the same order as a cancellation does.
 
-    All of them, because one that has finished does not carry on the word that the run above it
-    was cancelled.
+    Not only the parent: a finished parent keeps its status when a run above it is cancelled.
 
     Returns:
-        The locked rows; none when the run does not exist.
+        The locked rows; empty if the run does not exist.
     """
     keys = _recursive(
         "WITH RECURSIVE line (pk, parent) AS ("
@@ -189,10 +190,10 @@ def lock_ancestors(model: type[Model], pk: Any, using: str) -> list[LockedRun]:
 
 
 def read_distinct(rows: QuerySet[Any], name: str, limit: int) -> list[Any]:
-    """Return the first values of an indexed field among these rows, in ascending order.
+    """Return at most ``limit`` distinct values of an indexed field, in ascending order.
 
-    One look into the index for each. MySQL and MariaDB do that for DISTINCT, and read all rows for
-    the query below; the others do the opposite.
+    The query reads one index entry for each value (a loose index scan). MySQL and MariaDB do so for
+    DISTINCT, where the other databases would read all rows.
     """
     using = rows.db
     if connections[using].vendor == "mysql":

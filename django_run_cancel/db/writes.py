@@ -1,4 +1,4 @@
-"""Bulk writes in SQL: statuses of cancelled runs, cancellations and their items, and NOTIFY."""
+"""Writes in SQL: UPDATE of cancelled runs, INSERT of cancellations and items, and NOTIFY."""
 
 from __future__ import annotations
 
@@ -20,24 +20,31 @@ from django_run_cancel.db.statements import (
 from django_run_cancel.states import ACTIVE, WAITING, RunStatus, StopState
 
 NOW: Any = object()
-"""Stands for the current time of the database among the values of ``insert_rows``."""
+"""Placeholder for the database's current time in the values of ``insert_rows``."""
 
 CHANNEL = "run_cancel"
-"""On which PostgreSQL tells processes that runs have been cancelled."""
+"""PostgreSQL channel that announces cancellations to listening processes."""
 
 
 def write_cancelled(model: type[Model], pks: Iterable[Any], cancellation: int, using: str) -> None:
-    """Set locked, active runs to cancelled by the cancellation with this key."""
+    """Set active runs, whose rows are locked, to ``cancelled``.
+
+    Args:
+        model: The run model.
+        pks: Primary keys of the runs.
+        cancellation: Primary key of the cancellation.
+        using: Alias of the database.
+    """
     names = names_of(model, using)
     waiting, active = sorted(WAITING), sorted(ACTIVE)
-    # The status comes last: MySQL assigns from left to right, and the cases ask for the old one.
+    # The status comes last: MySQL assigns from left to right, and CASE needs the old status.
     statement = (
         "UPDATE {table} SET {finished_at} = {now}, {cancellation} = %s,"
         " {stop_state} = CASE WHEN {never_started} THEN %s ELSE %s END,"
         " {stopped_at} = CASE WHEN {never_started} THEN {now} ELSE NULL END,"
         " {status} = %s WHERE {status} IN ({active}) AND {pk} "
     ).format(
-        # A retry that waits in the queue has started: its first attempt may still be running.
+        # A queued retry has a ``started_at``, and counts as started: its first attempt may run on.
         never_started="{started_at} IS NULL AND {status} IN ({waiting})".format(
             waiting=placeholders(waiting), **names
         ),
@@ -55,15 +62,15 @@ def write_cancelled(model: type[Model], pks: Iterable[Any], cancellation: int, u
 def insert_rows(
     model: type[Model], names: Sequence[str], rows: Iterable[Sequence[Any]], using: str
 ) -> None:
-    """Insert rows of database-ready values, without building an instance for each.
+    """Insert rows of database-ready values, without creating model instances.
 
-    Values that are the same in all rows are sent once. ``NOW`` among the values is the current
-    time of the database.
+    A value that is the same in all rows is sent once. The value ``NOW`` inserts the current time of
+    the database.
 
     Args:
-        model: Whose rows.
-        names: Of the fields.
-        rows: The values of these fields.
+        model: The model.
+        names: Names of the fields.
+        rows: One sequence of values for each row, in the order of ``names``.
         using: Alias of the database.
     """
     for chunk in chunks(rows, MAX_PARAMETERS // len(names)):
@@ -78,18 +85,18 @@ def insert_rows(
 
 
 class _Column:
-    """The values of one column of the rows that are inserted."""
+    """The values of one column, for all rows to insert."""
 
     def __init__(self, values: Sequence[Any]) -> None:
         first = values[0]
         self.is_constant = all(value is first or value == first for value in values)
         self.is_time = any(value is NOW for value in values)
-        # Of a time that is now or never, whether it is now.
+        # A column of times holds only NOW and None: send booleans instead.
         self.values = [value is NOW for value in values] if self.is_time else list(values)
 
 
 def _unnest(fields: Sequence[Any], columns: Sequence[_Column], using: str) -> tuple[str, list[Any]]:
-    """Return a SELECT of arrays, of which a driver parses one placeholder for each column."""
+    """Return a SELECT from ``unnest()`` of arrays, which needs one placeholder for each column."""
     connection = connections[using]
     shown, arrays, constants, lists = [], [], [], []
     for number, (field, column) in enumerate(zip(fields, columns, strict=True)):
@@ -111,7 +118,7 @@ def _unnest(fields: Sequence[Any], columns: Sequence[_Column], using: str) -> tu
 def _values_list(
     fields: Sequence[Any], columns: Sequence[_Column], using: str
 ) -> tuple[str, list[Any]]:
-    """Return a SELECT of rows of placeholders, for the values that are not the same in all rows."""
+    """Return a SELECT from VALUES, with placeholders for all columns that are not constant."""
     connection = connections[using]
     is_mysql = connection.vendor == "mysql" and not getattr(connection, "mysql_is_mariadb", False)
     shown, names, constants, lists = [], [], [], []
@@ -140,9 +147,9 @@ def _shown(column: _Column, value: str, using: str) -> str:
 
 
 def insert(instance: Model, using: str) -> None:
-    """Insert one instance and set its key, without the signals of ``save()``.
+    """Insert one instance and set its primary key, without the signals of ``save()``.
 
-    Receivers of a host's would run while the runs are locked.
+    Receivers of the host would run while rows are locked.
     """
     connection = connections[using]
     quote = connection.ops.quote_name
@@ -165,7 +172,7 @@ def insert(instance: Model, using: str) -> None:
 
 
 def notify(using: str) -> None:
-    """Tell listening processes, when the transaction commits, that there is something to see."""
+    """Notify listening processes, when the transaction commits, that runs have been cancelled."""
     if connections[using].vendor == "postgresql":
         with connections[using].cursor() as cursor:
             cursor.execute(f"NOTIFY {CHANNEL}")

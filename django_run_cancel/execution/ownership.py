@@ -19,7 +19,7 @@ from django.db.models.functions import Coalesce
 
 from django_run_cancel.cancellation.evidence import record_stopped
 from django_run_cancel.db.clock import DatabaseNow
-from django_run_cancel.db.returning import note, update_and_read
+from django_run_cancel.db.returning import set_written, update_and_read
 from django_run_cancel.db.sessions import may_hide_writes
 from django_run_cancel.exceptions import RunCancelled, RunInProgress, TransitionNotAllowed
 from django_run_cancel.models import AbstractRun, get_run_model, run_rows
@@ -157,7 +157,7 @@ class Ownership:
         values = {"status": RunStatus.RUNNING, "execution_id": self.execution_id}
         rows = run_rows(run_id=self.run_id, execution_id=HANDED_BACK)
         if rows.filter(status=RunStatus.QUEUED).update(**values, heartbeat_at=DatabaseNow()):
-            note(self.run, **values, heartbeat_at=DatabaseNow())
+            set_written(self.run, **values, heartbeat_at=DatabaseNow())
             self.run.held_as = self.execution_id
         return _cancelled_row(rows)
 
@@ -169,7 +169,7 @@ class Ownership:
             if not rows.filter(status__in=[*WAITING, RunStatus.PAUSED]).update(**values):
                 return _cancelled_row(rows)
         if self._run is not None:  # None if start() was interrupted after its UPDATE
-            note(self._run, **values)
+            set_written(self._run, **values)
             self._run.held_as = None
         return None
 
