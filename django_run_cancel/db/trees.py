@@ -130,7 +130,7 @@ def _read_all_below(pks: Iterable[Any], model: type[Model], using: str, limit: i
 
 
 def keys_below(scope: QuerySet[Any], using: str) -> RawSQL | list[Any]:
-    """Return a subquery of the primary keys of all descendants of runs; an empty list without runs.
+    """Return a subquery of the primary keys of all descendants of runs; an empty list if no runs.
 
     On MySQL and MariaDB it is limited to 1,000 levels.
     """

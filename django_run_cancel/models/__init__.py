@@ -1,4 +1,4 @@
-"""The models: runs, the record of who cancelled what, and the API keys."""
+"""The models: runs, cancellations with their items, and API keys."""
 
 from __future__ import annotations
 

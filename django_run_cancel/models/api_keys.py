@@ -1,4 +1,4 @@
-"""API keys. Only a digest of each is stored; the key itself is shown once."""
+"""``ApiKey``: keys for the API. The database stores only a digest of each key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from django_run_cancel.models.fields import ExactCharField, UnicodeCharField
 from django_run_cancel.safe_text import describe_error, printable, printable_lines
 
 TOUCH_INTERVAL = timedelta(minutes=1)
-"""``last_used_at`` is at most this stale: a busy key does not write a row for each request."""
+"""Minimum time between two updates of ``last_used_at``, which saves a write for each request."""
 
 MAX_ERROR_LENGTH = 1_000
 
@@ -31,7 +31,7 @@ PREFIX_LENGTH = len(SCHEME) + 8
 
 
 class KeyState(models.TextChoices):
-    """Whether a key works."""
+    """Whether a key is valid."""
 
     WORKS = "works", _("works")
     EXPIRED = "expired", _("expired")
@@ -39,7 +39,7 @@ class KeyState(models.TextChoices):
 
 
 class ApiKey(models.Model):
-    """A key that acts for one tenant."""
+    """An API key, which gives access to the runs of one tenant."""
 
     name = UnicodeCharField(_("name"), max_length=100)
     prefix = ExactCharField(_("prefix"), max_length=16, editable=False)
@@ -63,7 +63,7 @@ class ApiKey(models.Model):
 
     @property
     def label(self) -> str:
-        """Who a request with this key is recorded as having come from."""
+        """Text that is recorded as ``requested_by`` of requests with this key."""
         return f"{self.name} ({self.prefix})"
 
     @classmethod
@@ -78,16 +78,16 @@ class ApiKey(models.Model):
         """Create a key.
 
         Args:
-            name: What people know it by.
-            tenant: Whose runs it may touch.
-            read_only: Whether it may only look.
-            expires_at: When it stops working, or None for never.
+            name: Name, for users.
+            tenant: Tenant whose runs the key gives access to.
+            read_only: Whether requests with the key may only read.
+            expires_at: Time of expiry, or None for never.
 
         Returns:
-            The stored row and the key itself, which cannot be had again.
+            The saved instance and the key itself, which cannot be read later.
 
         Raises:
-            ValidationError: A value does not fit its column.
+            ValidationError: A value is invalid.
         """
         row = cls(name=name, tenant=tenant, read_only=read_only, expires_at=expires_at)
         key = row.set_key()
@@ -96,28 +96,28 @@ class ApiKey(models.Model):
         return row, key
 
     def set_key(self) -> str:
-        """Generate the key of a row that is not saved yet, and return it."""
+        """Generate a key, set its prefix and digest on this unsaved instance, and return it."""
         key = SCHEME + secrets.token_urlsafe(32)
         self.prefix = key[:PREFIX_LENGTH]
         self.digest = digest(key)
         return key
 
     def clean(self) -> None:
-        """Check a new key.
+        """Validate a new key.
 
         Raises:
-            ValidationError: It would never work.
+            ValidationError: ``expires_at`` is in the past.
         """
         if self._state.adding and self.expires_at and self.expires_at <= timezone.now():
             raise ValidationError({"expires_at": _("This is in the past.")})
 
     @classmethod
     def authenticate(cls, key: str) -> ApiKey | None:
-        """Return the key's row, or None when it is unknown, expired or revoked.
+        """Return the ApiKey of a key, or None if it is unknown, expired or revoked.
 
-        One indexed query; a second statement, at most once a minute, notes that it was used.
+        Makes one query by an index, and once in ``TOUCH_INTERVAL`` updates ``last_used_at``.
         """
-        # Not from a replica, which could lag behind a revocation.
+        # Read from the primary database: a replica could lag behind a revocation.
         keys: Any = cls.objects.using(router.db_for_write(cls))
         keys = keys.annotate(database_now=DatabaseNow())
         has_not_expired = Q(expires_at=None) | Q(expires_at__gt=DatabaseNow())
@@ -135,19 +135,19 @@ class ApiKey(models.Model):
         using = router.db_for_write(type(self))
         unnoted = Q(last_used_at=None) | Q(last_used_at__lte=stale)
         rows = type(self).objects.using(using).filter(unnoted, pk=self.pk)
-        # Inside of a transaction, an error would end that.
-        joined = connections[using].in_atomic_block
+        # In a transaction of the caller, an error needs a savepoint to not break that transaction.
+        is_in_transaction = connections[using].in_atomic_block
         try:
-            with transaction.atomic(using=using) if joined else nullcontext():
+            with transaction.atomic(using=using) if is_in_transaction else nullcontext():
                 rows.update(last_used_at=now)
-        except DatabaseError as error:  # read-only, as during maintenance: reading goes on
+        except DatabaseError as error:  # a read-only database still serves requests
             shown = printable_lines(describe_error(error, MAX_ERROR_LENGTH))
             logger.warning("The use of %s cannot be noted: %s", printable(self.label), shown)
         self.last_used_at = now
 
     @property
     def state(self) -> KeyState:
-        """Whether the key works."""
+        """Whether the key is valid, has expired or was revoked."""
         if self.revoked_at is not None:
             return KeyState.REVOKED
         if self.expires_at is not None and self.expires_at <= timezone.now():
@@ -155,7 +155,7 @@ class ApiKey(models.Model):
         return KeyState.WORKS
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what may be known of the key as JSON values; times are in ISO 8601."""
+        """Return the public attributes of the key as JSON values; times are in ISO 8601."""
         times = ("created_at", "expires_at", "revoked_at", "last_used_at")
         return {
             "name": self.name,
@@ -167,7 +167,7 @@ class ApiKey(models.Model):
         }
 
     def revoke(self) -> None:
-        """Stop the key from working, at once and for good."""
+        """Revoke the key, at once and permanently."""
         self.revoked_at = timezone.now()
         self.save(update_fields=["revoked_at"])
 
@@ -175,6 +175,6 @@ class ApiKey(models.Model):
 def digest(key: str) -> str:
     """Return the hexadecimal SHA-256 of a key.
 
-    A plain hash is enough for 256 random bits, and takes any header that a client may send.
+    256 random bits need no slow or salted hash. Any header that a client may send can be hashed.
     """
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

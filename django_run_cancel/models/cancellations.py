@@ -1,4 +1,4 @@
-"""Cancellations and their items: who asked for what and why, and what happened to each run."""
+"""Cancellations with their items and chunks: who cancelled which runs, and with which outcome."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from django_run_cancel.states import (
 )
 
 UNFINISHED = [Delivery.PENDING.value, Delivery.FAILED.value]
-"""States of what the delivery worker still has to do, and of what operators have to look at."""
+"""Delivery states that the worker (pending) or operators (failed) still have to deal with."""
 
 
 class Cancellation(models.Model):
@@ -43,7 +43,7 @@ class Cancellation(models.Model):
     requested_by = ExactCharField(
         _("requested by"), max_length=255, help_text=_("Kept when the user or key is deleted.")
     )
-    # No foreign key: users may be in another database, and be deleted while a request waits.
+    # No foreign key: users may be in another database, or be deleted later.
     user_id = ExactCharField(_("user id"), max_length=255, blank=True, default="")
     source = ExactCharField(_("source"), max_length=16, choices=Source)
     ip_address = models.GenericIPAddressField(_("IP address"), null=True, blank=True)
@@ -66,8 +66,8 @@ class Cancellation(models.Model):
     already_count = models.PositiveIntegerField(_("of these cancelled before"), default=0)
     failed_count = models.PositiveIntegerField(_("of these failed"), default=0)
     cascaded_count = models.PositiveIntegerField(_("children cancelled"), default=0)
-    # Of what goes on after the request was answered, the counts above are written at the end;
-    # ``progress_of`` knows them before.
+    # A bulk cancellation gets its counts at its end; until then, ``progress_of`` adds up those of
+    # its chunks.
     state = ExactCharField(
         _("state"),
         max_length=16,
@@ -109,9 +109,9 @@ class Cancellation(models.Model):
 
 
 class CancellationItem(models.Model):
-    """One run in a cancellation: what happened to it, and whether its executor has been told.
+    """One run in a cancellation: its outcome, and the state of the stop request to its executor.
 
-    It has no foreign key to the run: items outlive runs, and writing an item locks no run.
+    Without a foreign key to the run, items outlive runs, and inserting an item locks no run.
     """
 
     cancellation = models.ForeignKey(
@@ -135,16 +135,16 @@ class CancellationItem(models.Model):
     )
     attempts = models.PositiveSmallIntegerField(_("attempts"), default=0)
     next_attempt_at = models.DateTimeField(_("next attempt at"), null=True, blank=True)
-    # The token of the delivery worker that is at it, or has died at it, and when that is assumed.
+    # Token of the delivery worker that has claimed the item, and the time when the claim expires.
     claimed_by = models.UUIDField(_("claimed by"), null=True, blank=True)
     claimed_until = models.DateTimeField(_("claimed until"), null=True, blank=True)
-    # When the executor is told by force, unless the run has stopped by then.
+    # When the worker sends a stop request with force, unless the run has stopped by then.
     escalates_at = models.DateTimeField(_("escalates at"), null=True, blank=True)
     last_error = UnicodeTextField(_("last error"), blank=True, default="")
     force = models.BooleanField(
         _("force"), default=False, help_text=_("Asked for, or escalated to after the grace.")
     )
-    # The same for the handlers of the host, in RUN_CANCEL_HANDLERS.
+    # The same fields for calling the functions in RUN_CANCEL_HANDLERS.
     handling = ExactCharField(
         _("handling"), max_length=16, choices=Delivery, default=Delivery.NOT_NEEDED
     )
@@ -161,7 +161,7 @@ class CancellationItem(models.Model):
         verbose_name_plural = _("cancellation items")
         indexes: ClassVar[list[models.Index]] = [
             models.Index(fields=["run_id"], name="run_cancel_item_run_idx"),
-            # By backend, so that a claim does not read the items of others.
+            # With the backend, as the worker claims items of one backend at a time.
             PartialIndex(
                 fields=["delivery", "backend", "next_attempt_at"],
                 where=Q(delivery__in=UNFINISHED),
@@ -181,10 +181,10 @@ class CancellationItem(models.Model):
 
 
 class CancellationChunk(models.Model):
-    """Some of the runs that a cancellation goes on with after it was asked for.
+    """Ids of runs that delivery workers still have to process for a cancellation.
 
-    The transaction that cancels runs also moves the position of their chunk: no run is lost or
-    cancelled twice.
+    The transaction that cancels runs also advances the ``position`` of their chunk, so that workers
+    process each run exactly once.
     """
 
     cancellation = models.ForeignKey(
@@ -198,7 +198,7 @@ class CancellationChunk(models.Model):
     state = ExactCharField(
         _("state"), max_length=16, choices=ChunkState, default=ChunkState.PENDING
     )
-    # Emptied when nothing is left to do.
+    # Emptied when all runs have been processed.
     run_ids = models.JSONField(_("run ids"))
     hidden_ids = models.JSONField(
         _("hidden ids"),

@@ -18,18 +18,18 @@ REPEATABLE = {"repeatable read", "serializable"}
 
 @register()
 def check_databases(**kwargs: Any) -> list[CheckMessage]:
-    """Check the settings of the database that holds the runs; it is not connected to."""
+    """Check the settings of the database that holds the runs, without connecting to it."""
     try:
         alias = router.db_for_write(get_run_model())
         connection = connections[alias]
     except (LookupError, ValueError, TypeError, AttributeError, ImproperlyConfigured):
         return []  # reported by check_run_model, or by Django
-    found = next(_check_database(alias, connection), None)
-    return [] if found is None else [found]
+    first_message = next(_check_database(alias, connection), None)
+    return [] if first_message is None else [first_message]
 
 
 def _check_database(alias: str, connection: Any) -> Iterator[CheckMessage]:
-    """Yield what is wrong, the most important first."""
+    """Yield messages, the most important one first."""
     if router.db_for_write(Cancellation) != alias:
         yield Error(
             "Runs and their cancellations are routed to different databases, and cannot be "
@@ -83,6 +83,6 @@ def _check_pool(pool: Any) -> Iterator[CheckMessage]:
 
 
 def _uses_psycopg_3() -> bool:
-    from django.db.backends.postgresql import psycopg_any  # nobody else has the driver
+    from django.db.backends.postgresql import psycopg_any  # needs the driver to be installed
 
     return bool(psycopg_any.is_psycopg3)

@@ -1,4 +1,4 @@
-"""Model fields. Migrations of hosts name this module: it does not move."""
+"""Model fields. Do not move this module: migrations of hosts import it."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class ExactCharField(_CharField):
 
 @ExactCharField.register_lookup
 class InArray(In):
-    """The lookup ``in`` of texts that compares with one array on PostgreSQL.
+    """The lookup ``in``, which uses ``= ANY (array)`` on PostgreSQL.
 
-    A driver parses a placeholder for each of many values far more slowly.
+    PostgreSQL's driver is slow with one placeholder for each of many values.
     """
 
     def as_postgresql(self, compiler: Any, connection: BaseDatabaseWrapper) -> Any:
-        """Return the SQL of PostgreSQL; that of Django for a subquery, and for no value."""
+        """Return the SQL with an array; Django's own SQL for subqueries and empty lists."""
         values = self.rhs
         if not self.rhs_is_direct_value() or not values or not all(map(_is_text, values)):
             return self.as_sql(compiler, connection)
@@ -56,7 +56,7 @@ def _is_text(value: Any) -> bool:
 
 
 def exact_collation(connection: Any) -> str | None:
-    """Return the collation that compares byte for byte; None if the default one does."""
+    """Return the name of a byte-wise collation; None if the database compares so by default."""
     if connection.vendor == "postgresql":
         return "C"
     if connection.vendor == "mysql":
@@ -66,7 +66,7 @@ def exact_collation(connection: Any) -> str | None:
 
 
 class UnicodeCharField(_CharField):
-    """A CharField that holds any text, also where the database's own charset is MySQL's utf8mb3."""
+    """A CharField that can store any text, even if the charset of a MySQL database is utf8mb3."""
 
     def db_parameters(self, connection: BaseDatabaseWrapper) -> Any:
         """Return the column's type and checks, with a collation of the charset utf8mb4."""
@@ -74,7 +74,7 @@ class UnicodeCharField(_CharField):
 
 
 class UnicodeTextField(_TextField):
-    """The same for long texts."""
+    """A TextField that can store any text, even if the charset of a MySQL database is utf8mb3."""
 
     def db_parameters(self, connection: BaseDatabaseWrapper) -> Any:
         """Return the column's type and checks, with a collation of the charset utf8mb4."""
@@ -86,7 +86,7 @@ def _unicode_collation(connection: Any) -> str | None:
 
 
 class RunIdField(ExactCharField):
-    """The public id of a run; filled on insert, with the prefix of the run's type, when blank."""
+    """The public id of a run. If blank on insert, it is generated with the prefix of the type."""
 
     def pre_save(self, model_instance: models.Model, add: bool) -> str:
         """Return the id to store, generating one for a new run that has none."""
@@ -98,13 +98,13 @@ class RunIdField(ExactCharField):
 
 
 class StatusField(ExactCharField):
-    """The status of a run; a run is not created with another than those in ``RunStatus``."""
+    """The status of a run. On insert it must be one of ``RunStatus``."""
 
     def pre_save(self, model_instance: models.Model, add: bool) -> Any:
         """Return the status to store.
 
         Raises:
-            ValueError: It is none.
+            ValueError: A new run has a status that is not in ``RunStatus``.
         """
         value = super().pre_save(model_instance, add)
         if add and value not in RunStatus.values:
@@ -114,10 +114,10 @@ class StatusField(ExactCharField):
 
 
 class ParentField(_ForeignKey):
-    """A foreign key of the run model to itself, named plainly in migrations.
+    """A foreign key of the run model to itself that migrations reference by the model's name.
 
-    Django would write ``settings.RUN_CANCEL_RUN_MODEL`` instead, which most hosts do not set, and
-    it forgets ``swappable=False`` when it clones the field.
+    Django would reference ``settings.RUN_CANCEL_RUN_MODEL``, which most hosts do not set. The
+    argument ``swappable=False`` does not help, as Django drops it when it clones the field.
     """
 
     swappable_setting = None

@@ -1,6 +1,6 @@
 """Public ids: a prefix, then 32 hexadecimal digits in the layout of a UUIDv7 (RFC 9562).
 
-Time-ordered ids keep inserts into a large table at the end of its index.
+As they are ordered by time, inserts into a large table go to the end of its index.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def new_cancellation_id() -> str:
 
 
 def is_storable(text: str, max_length: int) -> bool:
-    """Tell whether every supported database can hold this text in so many characters.
+    """Tell whether every supported database can store a text of at most ``max_length`` characters.
 
     PostgreSQL refuses NUL, and no driver can encode a lone surrogate.
     """

@@ -1,6 +1,6 @@
-"""Partial indexes, which hold only rows that are looked for.
+"""Partial indexes, which contain only the rows that queries look for.
 
-Migrations of hosts name this module: it does not move.
+Do not move this module: migrations of hosts import it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from django.db.models import Q
 
 
 class PartialIndex(models.Index):
-    """An index of the rows that meet a condition on PostgreSQL, and of all rows elsewhere.
+    """An index with a condition on PostgreSQL, and a full index on other databases.
 
-    PostgreSQL writes to each index in which a row belongs whenever any indexed column of the row
-    changes. The others write only to the indexes of what has changed; SQLite uses a partial index
-    only for the very same condition, and MySQL and MariaDB have none. Django ignores, with a
-    warning, indexes with its own ``condition`` on MySQL and MariaDB.
+    When an indexed column of a row changes, PostgreSQL writes to all indexes that contain the row;
+    other databases write only to the indexes of that column. SQLite uses a partial index only if
+    the query has the same condition, and MySQL and MariaDB have none: Django would ignore an index
+    with ``condition`` there, with a warning.
     """
 
     vendors: ClassVar[set[str]] = {"postgresql"}
@@ -30,7 +30,7 @@ class PartialIndex(models.Index):
     def create_sql(
         self, model: type[models.Model], schema_editor: Any, using: str = "", **kwargs: Any
     ) -> Any:
-        """Return the statement that creates the index on this database."""
+        """Return the statement that creates the index, with the condition if supported."""
         index = models.Index(fields=self.fields, name=self.name)
         if schema_editor.connection.vendor in self.vendors:
             index.condition = self.where
@@ -43,7 +43,7 @@ class PartialIndex(models.Index):
 
 
 class NotNullIndex(PartialIndex):
-    """An index of the rows in which its first field has a value, on SQLite too."""
+    """An index of the rows in which its first field is not null, on PostgreSQL and SQLite."""
 
     vendors: ClassVar[set[str]] = {"postgresql", "sqlite"}
 

@@ -1,4 +1,4 @@
-"""The run model of this project, and the manager and queryset of its runs."""
+"""``get_run_model()``, and the manager and queryset of runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ R = TypeVar("R", bound="AbstractRun")
 
 
 class RunQuerySet(models.QuerySet[R]):
-    """Runs by what can still happen to them."""
+    """Queryset of runs, with filters by status."""
 
     def active(self) -> Self:
         """Return the runs that can still be cancelled."""
@@ -29,7 +29,7 @@ class RunQuerySet(models.QuerySet[R]):
 
 
 class RunManager(models.Manager[R]):
-    """The manager of runs. Written out, so that types are known without a plugin."""
+    """Manager of runs. It spells out the queryset's methods for type checkers without plugins."""
 
     def get_queryset(self) -> RunQuerySet[R]:
         return RunQuerySet(self.model, using=self._db)
@@ -54,10 +54,11 @@ def get_run_model() -> type[AbstractRun]:
 
 
 def run_rows(**lookups: Any) -> models.QuerySet[Any]:
-    """Return the runs as the table that has their status, on the database that is written to.
+    """Return a queryset of runs for conditional updates, on the database for writes.
 
-    Of a subclass with a table of its own it is that of the base: through the subclass, ``update()``
-    would look for the status first, and write without asking for it again.
+    With multi-table inheritance, its model is the base with the column ``status``. Through the
+    subclass, ``update()`` would select the primary keys by the filters first, and then update these
+    rows without the filters.
     """
     table = get_run_model()._meta.get_field("status").model
     return table._base_manager.using(router.db_for_write(table)).filter(**lookups)

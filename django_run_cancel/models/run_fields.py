@@ -1,4 +1,4 @@
-"""The fields of a run, with their constraint, indexes and permissions."""
+"""``RunFields``: fields, constraint, indexes and permissions of the run model."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
     from django.db.models.expressions import Combinable
 
-    # Written out, so that types are known without a plugin.
+    # Spelled out for type checkers without plugins.
     DateTimeField = models.DateTimeField[datetime | Combinable, datetime]
     OptionalDateTimeField = models.DateTimeField[datetime | Combinable | None, datetime | None]
 
 HAS_RARE_STATUS = ~Q(status__in=[RunStatus.CANCELLED.value, RunStatus.COMPLETED.value])
-"""Of the other statuses there are few runs among the many of a large table.
+"""Condition of partial indexes: excludes the statuses that most runs of a large table have.
 
-Cancelled ones are found by their ``stop_state``.
+Queries for cancelled runs use the index of ``stop_state``.
 """
 
 
 class RunFields(models.Model):
-    """What is stored of a run; ``AbstractRun`` adds what can be done with it."""
+    """Abstract model with the fields of a run; ``AbstractRun`` adds the methods."""
 
     run_id = RunIdField(
         _("run id"),
@@ -46,8 +46,7 @@ class RunFields(models.Model):
         help_text=_("Public id. Generated from the type when left blank."),
     )
     run_type = ExactCharField(_("type"), max_length=32, default=RunType.TASK)
-    # Neither has choices: on an abstract field they would make every host write a migration
-    # whenever a status or a type is added.
+    # Without choices: with them, each new status or type would need a migration in every host.
     status = StatusField(_("status"), max_length=16, default=RunStatus.CREATED)
     tenant = ExactCharField(
         _("tenant"), max_length=64, blank=True, default="", help_text=_("Key of the owner.")
@@ -124,12 +123,12 @@ class RunFields(models.Model):
         verbose_name = _("run")
         verbose_name_plural = _("runs")
         constraints: ClassVar[list[models.BaseConstraint]] = [
-            # Not unique=True: on PostgreSQL that would add a second index for LIKE.
+            # Not unique=True, which would create a second index for LIKE on PostgreSQL.
             models.UniqueConstraint(fields=["run_id"], name="%(app_label)s_%(class)s_run_id"),
         ]
-        # Without names: Django derives one per model, which fits hosts with long labels too. On
-        # PostgreSQL a change of the status writes to at most seven, those of run_id and the primary
-        # key included; tests/models/test_indexes.py counts them.
+        # Without names, so that Django derives a name of valid length for each model. On PostgreSQL
+        # a change of the status writes to at most seven indexes, including those of run_id and the
+        # primary key; tests/models/test_indexes.py counts them.
         indexes: ClassVar[list[models.Index]] = [
             NotNullIndex(fields=["parent"]),
             NotNullIndex(fields=["cancellation"]),

@@ -1,4 +1,4 @@
-"""Runs: the abstract model for hosts, the default model, and every way a status may change."""
+"""``AbstractRun``, the base of run models, with its transitions, and ``Run``, the default."""
 
 from __future__ import annotations
 
@@ -44,17 +44,16 @@ STATE_FIELDS = frozenset(
 
 
 class AbstractRun(RunFields):
-    """One piece of work that takes long enough to be cancelled.
+    """One unit of work that can be cancelled.
 
-    Subclass it for a run model of your own and name that in ``RUN_CANCEL_RUN_MODEL``; let your
-    ``Meta`` inherit from ``AbstractRun.Meta``, which holds the constraint, the indexes and the
-    permissions.
+    To use your own run model, inherit from this class and set ``RUN_CANCEL_RUN_MODEL``. Let its
+    ``Meta`` inherit from ``AbstractRun.Meta``, which has the constraint, indexes and permissions.
     """
 
     objects: ClassVar[RunManager[AbstractRun]] = RunManager()  # type: ignore[assignment]  # the plugin says Self
 
     held_as: UUID | None = None
-    """Id of the execution this instance acts for; transitions fail once the run is taken over."""
+    """Id of the execution that uses this instance; transitions fail if another owns the run."""
 
     class Meta(RunFields.Meta):
         abstract = True
@@ -63,16 +62,16 @@ class AbstractRun(RunFields):
         return str(self.title or self.run_id)
 
     def save(self, **kwargs: Any) -> None:
-        """Save the run, without the fields that belong to the state machine once it exists.
+        """Save the run; an existing one without its ``STATE_FIELDS``.
 
-        An instance that was read before the run was cancelled can therefore not bring it back.
+        So an outdated instance cannot overwrite the status of a run that has been cancelled.
 
         Args:
             kwargs: As for ``Model.save()``.
 
         Raises:
-            StateNotWritable: ``update_fields`` names such a field.
-            ValueError: The run is new, and its status is none.
+            StateNotWritable: ``update_fields`` contains one of ``STATE_FIELDS``.
+            ValueError: The run is new, and its status is not in ``RunStatus``.
         """
         update_fields: Iterable[str] | None = kwargs.get("update_fields")
         if update_fields is not None:
@@ -81,8 +80,9 @@ class AbstractRun(RunFields):
                 raise StateNotWritable(self.run_id, sorted(owned))
         elif not kwargs.get("force_insert"):
             if self._state.adding:
-                # Django would first try an UPDATE, which could overwrite the status of that run;
-                # with a subclass that has a table of its own, in the table of the base.
+                # Otherwise, Django tries an UPDATE first if the primary key is set, and could
+                # overwrite the status of an existing run. A tuple of classes also forces the INSERT
+                # into the tables of multi-table base classes.
                 kwargs["force_insert"] = (models.Model,)
             elif self.pk is not None:
                 kwargs["update_fields"] = self._fields_to_save()
@@ -90,7 +90,7 @@ class AbstractRun(RunFields):
 
     @property
     def state_words(self) -> Any:
-        """The state for people: that of a cancelled run says how far its work has stopped."""
+        """Label of the status for users; for a cancelled run, that of its stop state."""
         if self.status == RunStatus.CANCELLED:
             return words_of_stop(self.stop_state or StopState.STOPPING)
         return words_of_status(self.status)
@@ -107,17 +107,17 @@ class AbstractRun(RunFields):
         ]
 
     def transition_to(self, status: str, *, failure_reason: str | None = None) -> None:
-        """Move the run to another status, if the status it has in the database allows it.
+        """Change the status of the run, if its status in the database allows that.
 
-        One compare-and-set statement; the instance is updated when it succeeds.
+        One UPDATE filters by the allowed statuses. If it succeeds, the instance is updated.
 
         Args:
-            status: The status to enter.
-            failure_reason: Why the run ended, for people.
+            status: The new status.
+            failure_reason: Reason why the run ended, for users.
 
         Raises:
-            TransitionNotAllowed: The run has another status by now, or is gone. ``cancelled`` is
-                never allowed here: only ``cancel_runs`` cancels.
+            TransitionNotAllowed: The status in the database does not allow the transition, or the
+                run does not exist. ``cancelled`` is never allowed: use ``cancel_runs``.
         """
         values = {} if failure_reason is None else {"failure_reason": failure_reason}
         self._enter(status, **values)
@@ -133,7 +133,7 @@ class AbstractRun(RunFields):
             values["queued_at"] = now
         elif status == RunStatus.RUNNING:
             values |= {"started_at": Coalesce("started_at", now), "heartbeat_at": now}
-            # A run that its code has left has no owner; that of code at work stays.
+            # Clear HANDED_BACK, as no execution owns the run; keep the id of one that does.
             values["execution_id"] = NullIf("execution_id", Value(HANDED_BACK, models.UUIDField()))
         elif status in TERMINAL:
             values["finished_at"] = now
@@ -146,8 +146,7 @@ class AbstractRun(RunFields):
         self.refresh_from_db(using=rows.db, fields=["status", *values])
 
     def _rows(self) -> models.QuerySet[Any]:
-        # The table with the status, of a subclass that has a table of its own: an UPDATE through
-        # the subclass would look for the status first and write without asking for it again.
+        # With multi-table inheritance, use the base with the status, as ``run_rows`` explains.
         model = self._meta.get_field("status").model
         using = router.db_for_write(model, instance=self)
         return model._base_manager.using(using).filter(pk=getattr(self, model._meta.pk.attname))
@@ -155,31 +154,31 @@ class AbstractRun(RunFields):
     # Each of these raises TransitionNotAllowed as transition_to() does.
 
     def mark_queued(self) -> None:
-        """Hand over to the queue: ``created``, ``running`` (a retry), ``paused`` → ``queued``."""
+        """Queue the run: ``created``, ``running`` (a retry), ``paused`` → ``queued``."""
         self.transition_to(RunStatus.QUEUED)
 
     def mark_running(self) -> None:
-        """Start or resume: ``created``, ``queued``, ``paused`` → ``running``."""
+        """Start or resume the run: ``created``, ``queued``, ``paused`` → ``running``."""
         self.transition_to(RunStatus.RUNNING)
 
     def mark_paused(self) -> None:
-        """Pause: ``running`` → ``paused``."""
+        """Pause the run: ``running`` → ``paused``."""
         self.transition_to(RunStatus.PAUSED)
 
     def mark_completed(self) -> None:
-        """End well: ``running`` → ``completed``."""
+        """End the run successfully: ``running`` → ``completed``."""
         self.transition_to(RunStatus.COMPLETED)
 
     def mark_failed(self, reason: str = "") -> None:
-        """End with an error, explained for people: any active status → ``failed``."""
+        """End the run with an error and a reason for users: any active status → ``failed``."""
         self.transition_to(RunStatus.FAILED, failure_reason=reason)
 
     def mark_terminated(self, reason: str = "") -> None:
-        """End from outside, explained for people: any active status → ``terminated``."""
+        """End the run from outside, with a reason for users: any active status → ``terminated``."""
         self.transition_to(RunStatus.TERMINATED, failure_reason=reason)
 
     def mark_timed_out(self, reason: str = "") -> None:
-        """End for taking too long, explained for people: any active status → ``timed_out``."""
+        """End a run that takes too long, with a reason: any active status → ``timed_out``."""
         self.transition_to(RunStatus.TIMED_OUT, failure_reason=reason)
 
     def cancel(
@@ -194,31 +193,31 @@ class AbstractRun(RunFields):
         The instance is updated.
 
         Args:
-            requested_by: Who asks: a user, or a label of up to 255 characters.
-            reason: Why, for people; up to 2,000 characters.
-            force: Whether executors may kill at once what has started, also when the run was
-                cancelled before and is still stopping.
+            requested_by: The user who asks, or a label of up to 255 characters.
+            reason: Reason, for users; up to 2,000 characters.
+            force: Whether executors may kill started work at once, also if the run was cancelled
+                before and is still stopping.
 
         Returns:
-            What happened to each run. One that has finished is in ``failed``.
+            The outcome of each run. A run that has finished is in ``failed``.
 
         Raises:
             ValueError: An argument is too long, blank or cannot be stored.
         """
-        # Above this module, as it needs models; only here do runs need it.
+        # Imported here to avoid a circular import.
         from django_run_cancel.cancellation import cancel_runs
 
         result = cancel_runs([self.run_id], requested_by=requested_by, reason=reason, force=force)
         fields = ["status", "finished_at", "cancellation", "stop_state", "stopped_at"]
-        with suppress(type(self).DoesNotExist):  # the run has been deleted, and is in failed
+        with suppress(type(self).DoesNotExist):  # the run has been deleted
             self.refresh_from_db(using=self._rows().db, fields=fields)
         return result
 
     def create_child(self, **fields: Any) -> Self:
-        """Create a run below this one, unless this run or one above it has been cancelled.
+        """Create a child of this run, unless the run or one of its ancestors has been cancelled.
 
-        The lock on the runs above is held until the transaction ends, so that a cancellation
-        either sees the child or is seen here.
+        The ancestors stay locked until the transaction ends. So a concurrent cancellation either
+        cancels the child, too, or makes this method raise ``RunCancelled``.
 
         Args:
             fields: Fields of the child. ``tenant`` and ``parent`` come from this run.
@@ -227,18 +226,18 @@ class AbstractRun(RunFields):
             The new run.
 
         Raises:
-            RunCancelled: This run or one above it is cancelled.
-            DoesNotExist: This run has been deleted.
+            RunCancelled: The run or one of its ancestors has been cancelled.
+            DoesNotExist: The run has been deleted.
         """
         model = type(self)
         rows = self._rows()
         using = rows.db
         with transaction.atomic(using=using):
             pk = getattr(self, rows.model._meta.pk.attname)
-            line = trees.lock_ancestors(rows.model, pk, using)
-            if not line:
+            locked_runs = trees.lock_ancestors(rows.model, pk, using)
+            if not locked_runs:
                 raise model.DoesNotExist(f"Run {self.run_id} does not exist.")
-            if any(run.status == RunStatus.CANCELLED for run in line):
+            if any(run.status == RunStatus.CANCELLED for run in locked_runs):
                 raise RunCancelled(self.run_id)
             child: Self = model._base_manager.using(using).create(
                 parent=self, tenant=self.tenant, **fields
@@ -247,14 +246,14 @@ class AbstractRun(RunFields):
 
 
 class Run(AbstractRun):
-    """The run model of hosts that do not bring their own."""
+    """The default run model."""
 
     objects: ClassVar[RunManager[Run]] = RunManager()  # type: ignore[assignment]  # of runs too
 
     class Meta(AbstractRun.Meta):
         abstract = False
-        # Undeclared, it would make Django write the setting into the migrations of hosts that have
-        # a foreign key to this model.
+        # Only if the host has the setting: otherwise Django would reference the missing setting in
+        # migrations of hosts with a foreign key to this model.
         if hasattr(
             django_settings, "RUN_CANCEL_RUN_MODEL"
         ):  # pragma: no cover - tests/test_hosts.py
