@@ -1,4 +1,4 @@
-"""The arguments of ``cancel_runs``: what they may be, and the fields of the record they become."""
+"""Validates the arguments of ``cancel_runs`` and converts them to fields of a Cancellation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from django.contrib.auth.models import AnonymousUser
 
 MAX_RUN_IDS = 1_000
-"""Ids per call: more would hold locks for longer than other clients should wait."""
+"""Maximum number of ids in one call, which limits how long its transaction holds locks."""
 
 MAX_REASON_LENGTH = 2_000
 MAX_LABEL_LENGTH = 255
@@ -26,11 +26,11 @@ MAX_KEY_LENGTH = 255
 
 
 def checked_ids(run_ids: Iterable[str]) -> list[str]:
-    """Return the ids of a call, each once.
+    """Return the ids of a call without duplicates.
 
     Raises:
-        TypeError: It is a single string, or holds something else than strings.
-        ValueError: They are too many.
+        TypeError: ``run_ids`` is a single string, or an element is not a string.
+        ValueError: There are more than ``MAX_RUN_IDS`` ids.
     """
     asked = unique_ids(run_ids)
     if len(asked) > MAX_RUN_IDS:
@@ -39,10 +39,10 @@ def checked_ids(run_ids: Iterable[str]) -> list[str]:
 
 
 def unique_ids(run_ids: Iterable[str]) -> list[str]:
-    """Return any number of ids, each once.
+    """Return any number of ids without duplicates.
 
     Raises:
-        TypeError: It is a single string, or holds something else than strings.
+        TypeError: ``run_ids`` is a single string, or an element is not a string.
     """
     if isinstance(run_ids, str):
         raise TypeError("run_ids must be a list of ids, not a single string.")
@@ -64,10 +64,10 @@ def record_fields(
     force: bool,
     idempotency_key: str | None,
 ) -> dict[str, Any]:
-    """Return the fields of the record that are known before the runs are looked at.
+    """Return the fields of a Cancellation that do not depend on the runs.
 
-    The arguments are those of ``cancel_runs``, with the ids as ``checked_ids`` returns them, or
-    with another selection as JSON values.
+    ``asked`` is the list of ids that ``checked_ids`` returns, or another selection as JSON values.
+    The other arguments are those of ``cancel_runs``.
 
     Raises:
         ValueError: An argument is too long, blank or cannot be stored.
@@ -92,9 +92,9 @@ def record_fields(
 
 
 def label_of_user(user: AbstractBaseUser | AnonymousUser) -> str:
-    """Return what a user is recorded as: the name, or the key of one without a name.
+    """Return the text to record for a user: the username, or else ``user`` with the primary key.
 
-    Blank for one without either, such as an anonymous user.
+    Blank for an anonymous user, who has neither.
     """
     name = str(user.get_username() or "").strip() or (f"user {user.pk}" if user.pk else "")
     return name[:MAX_LABEL_LENGTH]

@@ -1,4 +1,4 @@
-"""Bulk cancellations: of any number of runs, which delivery workers cancel in chunks."""
+"""Bulk cancellations: record any number of runs, which delivery workers cancel in chunks."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ if TYPE_CHECKING:
     from django.contrib.auth.models import AnonymousUser
 
 PREVIEW_LIMIT = 10_000
-"""Runs that a preview counts; of more it says that there are more."""
+"""Maximum number of runs that a preview counts."""
 
 SAMPLE_SIZE = 20
-"""Runs of which a preview says what would happen."""
+"""Number of runs in the sample of a preview."""
 
 
 class BulkCancellation(NamedTuple):
-    """What ``start_bulk_cancellation`` returns.
+    """Result of ``start_bulk_cancellation``.
 
     Attributes:
-        cancellation: The record.
-        is_replay: Whether it is that of an earlier call with the same idempotency key.
+        cancellation: The Cancellation in the database.
+        is_replay: Whether an earlier call with the same idempotency key created it.
     """
 
     cancellation: Cancellation
@@ -62,12 +62,12 @@ class BulkCancellation(NamedTuple):
 
 @dataclass(frozen=True)
 class Preview:
-    """What a bulk cancellation would do.
+    """Result of ``preview_bulk_cancellation``.
 
     Attributes:
         count: Number of runs, at most ``PREVIEW_LIMIT``.
-        is_capped: Whether there are more.
-        sample: What would happen to the first of them, and to their descendants.
+        is_capped: Whether there are more runs than ``PREVIEW_LIMIT``.
+        sample: Result of a dry run for the first ``SAMPLE_SIZE`` runs and their descendants.
     """
 
     count: int
@@ -88,30 +88,30 @@ def start_bulk_cancellation(
     force: bool = False,
     idempotency_key: str | None = None,
 ) -> BulkCancellation:
-    """Record which runs are to be cancelled; delivery workers cancel them and their descendants.
+    """Record a list of runs; delivery workers then cancel them and their active descendants.
 
-    The selection is frozen: a run that is created later is cancelled only as a descendant.
+    The list is fixed now: a run that is created later is cancelled only if it is a descendant.
 
     Args:
-        runs: Without ids, of these the active ones are selected. With ids, these are the runs that
-            the caller may touch.
-        run_ids: Public ids, any number. Repeated ids count once. Each is answered by an item.
-        selection: What was asked for, as JSON values: for the record, and for the idempotency key.
-        requested_by: As for ``cancel_runs``; so are the arguments below.
-        tenant: Whose record it is.
-        source: Where from, one of ``Source``.
-        origin: Where from more exactly.
-        reason: Why, for people.
-        force: Executors may kill at once what has started.
-        idempotency_key: Makes a repeated call return the first call's record.
+        runs: If ``run_ids`` is None, the active runs of this queryset are cancelled. Otherwise, it
+            contains the runs that the caller may cancel.
+        run_ids: Any number of public ids; duplicates are ignored. Each gets an item.
+        selection: The request as JSON values, for the Cancellation and the idempotency key.
+        requested_by: This and the other arguments are as for ``cancel_runs``.
+        tenant: Tenant of the Cancellation.
+        source: One of ``Source``.
+        origin: The HTTP request, if any.
+        reason: Reason, for users.
+        force: Whether executors may kill started work at once.
+        idempotency_key: A repeated call with the same key returns the first call's Cancellation.
 
     Returns:
-        The record, ``pending``, or ``completed`` when there is nothing to do.
+        The Cancellation with the state ``pending``, or ``completed`` if there are no runs.
 
     Raises:
-        TypeError: ``run_ids`` is a single string, or holds something else than strings.
+        TypeError: ``run_ids`` is a single string, or an element is not a string.
         ValueError: An argument is too long, blank or cannot be stored.
-        IdempotencyKeyReused: The key was used before, for another request.
+        IdempotencyKeyReused: The key was used before with a different request.
         ImproperlyConfigured: The database has ``AUTOCOMMIT = False``.
     """
     ids = None if run_ids is None else unique_ids(run_ids)
@@ -159,7 +159,7 @@ def _start(
         record.total_count = total
         if not total:
             record.state = CancellationState.COMPLETED
-        # Not save(): receivers of the host's are not part of it.
+        # update() instead of save(), which would call the host's signal receivers.
         Cancellation.objects.using(using).filter(pk=record.pk).update(
             total_count=record.total_count, state=record.state
         )
@@ -173,13 +173,13 @@ def preview_bulk_cancellation(
     requested_by: str | AbstractBaseUser | AnonymousUser,
     force: bool = False,
 ) -> Preview:
-    """Return what ``start_bulk_cancellation`` would do, by the same code, without writing.
+    """Return what ``start_bulk_cancellation`` would do, without writing.
 
     Args:
-        runs: As for ``start_bulk_cancellation``; so are the other arguments.
-        run_ids: Public ids.
-        requested_by: Who asks.
-        force: Whether executors may kill at once.
+        runs: As for ``start_bulk_cancellation``.
+        run_ids: Any number of public ids, or None.
+        requested_by: The user, or a label.
+        force: Whether executors may kill started work at once.
     """
     if run_ids is None:
         active = runs.filter(status__in=ACTIVE)
@@ -193,19 +193,20 @@ def preview_bulk_cancellation(
 
 
 def abort_bulk_cancellation(record: Cancellation) -> bool:
-    """Cancel no more of the runs that were asked for; those that are cancelled stay so.
+    """Stop a bulk cancellation; runs that are already cancelled stay cancelled.
 
-    What is below a cancelled run is still cancelled. Waits for a chunk that is being cancelled.
+    Workers still cancel the descendants of cancelled runs. The call waits for locks of chunks that
+    workers are processing.
 
     Returns:
-        Whether there was anything left to abort.
+        True if there were pending chunks to abort.
     """
     using = router.db_for_write(Cancellation)
     pending = CancellationChunk.objects.using(using).filter(
         cancellation=record, kind=ChunkKind.REQUESTED, state=ChunkState.PENDING
     )
     with transaction.atomic(using=using):
-        # In the order of keys, as there may be several who abort.
+        # Lock in the order of primary keys, so that concurrent calls cannot deadlock.
         chunk_pks = list(pending.order_by("pk").select_for_update().values_list("pk", flat=True))
         aborted = pending.filter(pk__in=chunk_pks).update(
             state=ChunkState.ABORTED, run_ids=[], hidden_ids=[]
@@ -219,10 +220,10 @@ def abort_bulk_cancellation(record: Cancellation) -> bool:
 
 
 def retry_bulk_cancellation(record: Cancellation) -> int:
-    """Try again to cancel the runs that could not be written.
+    """Set the failed chunks of a bulk cancellation to pending, so that workers retry them.
 
     Returns:
-        How many chunks are due again.
+        Number of these chunks.
     """
     using = router.db_for_write(Cancellation)
     failed = CancellationChunk.objects.using(using).filter(
@@ -241,7 +242,7 @@ def retry_bulk_cancellation(record: Cancellation) -> int:
 
 
 def _hidden_ids(runs: QuerySet[Any], ids: list[str]) -> Iterator[str]:
-    """Yield, as they are recorded, the ids that are unknown or out of reach."""
+    """Yield the ids that are not in the queryset, as ``recorded_id`` stores them."""
     for part in chunks(ids, MAX_RUN_IDS):
         possible = [run_id for run_id in part if is_storable(run_id, MAX_RUN_ID_LENGTH)]
         found = set(runs.filter(run_id__in=possible).values_list("run_id", flat=True))
@@ -249,13 +250,14 @@ def _hidden_ids(runs: QuerySet[Any], ids: list[str]) -> Iterator[str]:
 
 
 def selected_ids(runs: QuerySet[Any], size: int = 10_000) -> Iterator[str]:
-    """Yield the ids of the active ones among runs, in the order of their keys.
+    """Yield the ids of active runs, in the order of their primary keys.
 
     Args:
         runs: The runs.
-        size: How many to read at a time.
+        size: Number of rows to read in one query.
     """
-    # Whatever the clocks of the hosts say that create runs.
+    # Exclude runs that are created from now on. ``created_at`` comes from the clocks of the hosts,
+    # so compare with the latest one, not with the current time.
     newest = runs.model._base_manager.using(runs.db).aggregate(newest=Max("created_at"))["newest"]
     if newest is None:  # there are no runs at all
         return

@@ -1,4 +1,4 @@
-"""Advancing bulk cancellations: each step cancels some runs of a chunk, in one transaction."""
+"""Processes the chunks of bulk cancellations: each step cancels some runs in one transaction."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ from django_run_cancel.states import (
 logger = logging.getLogger("django_run_cancel")
 
 MAX_CANCELLATIONS = 100
-"""That take turns in one process."""
+"""Maximum number of cancellations that one process advances in turn."""
 
 MAX_CHILDREN = 10_000
-"""Runs that are found below others in one transaction; it locks none."""
+"""Maximum number of children read in one transaction, which locks no runs."""
 
 MAX_ERROR_LENGTH = 1_000
 LONGEST_WAIT_SECONDS = 60
 
 
 class Pace:
-    """How many runs this process cancels in one transaction.
+    """Adapts the number of runs in one transaction to ``RUN_CANCEL_MAX_LOCK_MS``.
 
     Attributes:
-        size: How many; so many that their locks are held for less than ``RUN_CANCEL_MAX_LOCK_MS``.
+        size: Number of runs to cancel in the next transaction.
     """
 
     def __init__(self) -> None:
         self.size = 100
 
     def adapt(self, count: int, seconds: float) -> None:
-        """Learn from a transaction.
+        """Adapt the size to the duration of a transaction.
 
         Args:
-            count: How many runs it has cancelled, without descendants.
-            seconds: How long it has taken.
+            count: Number of runs that the transaction has processed, without descendants.
+            seconds: Its duration.
         """
         aim = 0.6 * settings.MAX_LOCK_MS / 1_000
         fitting = count * aim / max(seconds, 0.0001)
@@ -68,16 +68,16 @@ _pace = Pace()
 
 
 def advance_bulk_cancellations(seconds: float, among: QuerySet[Cancellation] | None = None) -> int:
-    """Cancel runs of bulk cancellations in turn, until time is up or nothing is due.
+    """Advance all bulk cancellations in turn, until the time is up or no chunk is due.
 
-    Any number of processes may call this at once.
+    Any number of processes may call this concurrently.
 
     Args:
-        seconds: For how long to begin transactions.
-        among: Of these cancellations; by default of all.
+        seconds: Time after which no further transaction starts.
+        among: The cancellations to advance; all if None.
 
     Returns:
-        How many runs have been dealt with.
+        Number of processed runs.
     """
     until = time.monotonic() + seconds
     dealt_with = 0
@@ -98,17 +98,17 @@ def _pending_cancellations(among: QuerySet[Cancellation] | None) -> list[int]:
         return list(among.using(using).order_by("pk").values_list("pk", flat=True))
     chunks = CancellationChunk.objects.using(using).filter(state=ChunkState.PENDING)
     pending = read_distinct(chunks, "cancellation_id", MAX_CANCELLATIONS)
-    # What a process has left that died before it could say that there is nothing left.
+    # Cancellations without pending chunks, whose worker died before it could settle them.
     unsettled = Cancellation.objects.using(using).filter(state__in=UNSETTLED)
     done = unsettled.exclude(pk__in=pending).values_list("pk", flat=True)[:MAX_CANCELLATIONS]
     return [*pending, *done]
 
 
 def advance_chunk(cancellation_pk: int) -> int:
-    """Deal with some runs of a cancellation, in one transaction.
+    """Process some runs of a cancellation, in one transaction.
 
     Returns:
-        How many; 0 when nothing is left, or others are at all that is.
+        Number of processed runs; 0 if no chunk is due, or other processes have locked all of them.
     """
     using = _database()
     chunks = CancellationChunk.objects.using(using).filter(
@@ -128,7 +128,7 @@ def advance_chunk(cancellation_pk: int) -> int:
             if connections[using].in_atomic_block:
                 raise
             if is_refusal(error) and count > 1:
-                count //= 2  # until it is the refused row alone
+                count //= 2  # until the transaction has only the refused row
                 continue
             return _put_off(chunks, error)
         if not done:
@@ -149,10 +149,10 @@ def _advance(chunks: QuerySet[CancellationChunk], count: int, restartable: bool)
 
 
 def _claim(chunks: QuerySet[CancellationChunk]) -> CancellationChunk | None:
-    """Return the first chunk that no other process works on, locked."""
+    """Lock and return the first chunk that no other process has locked."""
     if connections[chunks.db].features.has_select_for_update_skip_locked:
         return chunks.order_by("pk").select_for_update(skip_locked=True).first()
-    # SQLite: from the first statement that could write, others wait until this transaction ends.
+    # SQLite: an UPDATE, even of no row, locks the database until the transaction ends.
     CancellationChunk.objects.using(chunks.db).filter(pk=0).update(attempts=0)
     return chunks.order_by("pk").first()
 
@@ -175,11 +175,14 @@ def _cancel_next(chunk: CancellationChunk, count: int, using: str, restartable: 
 
 
 def _find_children(chunk: CancellationChunk, using: str) -> int:
-    """Write chunks of the runs below those of this chunk. They can get no more children."""
+    """Write chunks for the children of this chunk's runs.
+
+    The runs are cancelled, so nobody can add a child any more.
+    """
     model = get_run_model()
     runs: Any = model._base_manager.using(using)
     parents = runs.filter(run_id__in=chunk.run_ids).values_list("pk", flat=True)
-    children = runs.filter(parent__in=list(parents))  # joined, PostgreSQL reads the whole table
+    children = runs.filter(parent__in=list(parents))  # with a join, PostgreSQL scans the table
     if chunk.after_key:
         children = children.filter(pk__gt=model._meta.pk.to_python(chunk.after_key))
     rows = list(children.order_by("pk").values_list("pk", "run_id")[:MAX_CHILDREN])
@@ -209,7 +212,7 @@ def _record_step(chunk: CancellationChunk, done: int, using: str, **values: Any)
 
 
 def _put_off(chunks: QuerySet[CancellationChunk], error: DatabaseError) -> int:
-    """Set a run aside that cannot be written, or try a chunk again later if that may help."""
+    """Move a run that the database refuses to a failed chunk; after other errors, retry later."""
     reason = describe_error(error, MAX_ERROR_LENGTH)
     with transaction.atomic(using=chunks.db):
         chunk = _claim(chunks)
@@ -241,14 +244,14 @@ def _put_off(chunks: QuerySet[CancellationChunk], error: DatabaseError) -> int:
 
 
 def _settle(cancellation_pk: int, using: str) -> None:
-    """Say that a cancellation has ended, if nothing of it is left to do."""
+    """Set the final state and counts of a cancellation that has no pending chunks."""
     chunks = CancellationChunk.objects.using(using).filter(cancellation=cancellation_pk)
     record = Cancellation.objects.using(using).filter(pk=cancellation_pk)
     with transaction.atomic(using=using):
         unsettled = record.select_for_update().filter(state__in=UNSETTLED)
         if chunks.filter(state=ChunkState.PENDING).exists() or not unsettled.exists():
             return
-        # Those of failed chunks stay with them: they can be tried again.
+        # Failed chunks keep their counts, as they can be retried.
         done = chunks.exclude(state=ChunkState.FAILED)
         sums = done.aggregate(**{name: Sum(name, default=0) for name in COUNTS})
         done.update(**dict.fromkeys(COUNTS, 0))

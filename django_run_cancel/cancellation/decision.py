@@ -1,4 +1,4 @@
-"""Deciding, from locked rows alone, what a cancellation does to each run."""
+"""Decides the outcome of a cancellation for each run, from locked rows and without queries."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Item(NamedTuple):
     """One run in a cancellation.
 
     Attributes:
-        run_id: Public id, exactly as asked for.
-        outcome: What happened to it.
-        via: Whether it was asked for, or went with a run above it.
-        previous_status: Its status before; blank when it was not found.
+        run_id: Public id, exactly as requested.
+        outcome: Result for this run.
+        via: Whether the id was requested, or the run is a descendant of a requested one.
+        previous_status: Status before the cancellation; blank if the run was not found.
     """
 
     run_id: str
@@ -28,15 +28,15 @@ class Item(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What is to happen.
+    """The changes that a cancellation makes.
 
     Attributes:
-        items: One per id that was asked for, in that order, then one per child that goes along.
+        items: One for each requested id, in that order, then one for each affected descendant.
         changed: The rows to cancel.
-        forced: The rows that were cancelled before and still stop, whose executors are to be told
-            by force.
-        roots: The rows whose descendants go along.
-        tenant: Owner of the runs that were asked for, when it is a single one.
+        forced: Rows of runs that were cancelled before and are still stopping, whose executors get
+            a stop request with force.
+        roots: The requested runs whose descendants are cancelled, too.
+        tenant: Tenant of the requested runs; None if they have several or none was found.
     """
 
     items: list[Item]
@@ -47,20 +47,20 @@ class Decision(NamedTuple):
 
 
 def decide(asked: list[str], reached: set[Any], rows: list[LockedRun], *, force: bool) -> Decision:
-    """Decide what happens to each run.
+    """Decide the outcome for each requested run and its descendants.
 
     Args:
-        asked: The ids, without repetitions.
-        reached: Keys of the runs among the rows that the caller may ask for.
+        asked: The requested ids, without duplicates.
+        reached: Primary keys of the rows that the caller may cancel.
         rows: The rows of these runs and of all their descendants.
-        force: Whether what started is to be killed, also where it was asked to stop before.
+        force: Whether to send stop requests with force, also for runs that are still stopping.
     """
-    # By exact equality: whatever the database holds equal to an id was not asked for.
-    found = {row.run_id: row for row in rows if row.pk in reached}
+    # Compare ids in Python: the database may consider different ids equal.
+    rows_by_id = {row.run_id: row for row in rows if row.pk in reached}
     items = []
     roots = []
     for run_id in asked:
-        row = found.get(run_id)
+        row = rows_by_id.get(run_id)
         if row is None:
             items.append(Item(run_id, Outcome.NOT_FOUND, Via.REQUESTED, ""))
             continue
@@ -69,7 +69,7 @@ def decide(asked: list[str], reached: set[Any], rows: list[LockedRun], *, force:
         if outcome in SUCCESSFUL:
             roots.append(row)
     below = decide_cascade(_descendants(roots, rows), roots, force=force)
-    tenants = {found[run_id].tenant for run_id in asked if run_id in found}
+    tenants = {rows_by_id[run_id].tenant for run_id in asked if run_id in rows_by_id}
     return Decision(
         items=items + below.items,
         changed=[row for row in roots if row.status in ACTIVE] + below.changed,
@@ -80,11 +80,11 @@ def decide(asked: list[str], reached: set[Any], rows: list[LockedRun], *, force:
 
 
 def decide_cascade(below: list[LockedRun], roots: list[LockedRun], *, force: bool) -> Decision:
-    """Decide what happens to runs because runs above them are cancelled.
+    """Decide the outcome for runs below cancelled runs.
 
     Args:
-        below: The rows of the runs.
-        roots: The rows whose descendants they are, or themselves.
+        below: The rows of these runs.
+        roots: The cancelled runs above them, or these runs themselves.
         force: As for ``decide``.
     """
     changed = [row for row in below if row.status in ACTIVE]

@@ -1,4 +1,4 @@
-"""Evidence: writes and reads the ``stop_state``, which says how the work of a run has ended."""
+"""Evidence: records and reads the ``stop_state``, which says how the work of a run ended."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from django_run_cancel.signals import run_stopped
 from django_run_cancel.states import StopState
 
 ENDS = frozenset({StopState.ACKNOWLEDGED, StopState.KILLED, StopState.PRESUMED})
-"""What ``stopping`` may become. Nothing comes after."""
+"""Final stop states, which may replace ``stopping``."""
 
 
 def record_stopped(run_ids: Iterable[str], stop_state: str, *, wait: bool = True) -> list[str]:
-    """Say of cancelled runs that are still ``stopping`` how they have ended.
+    """Set the final stop state of cancelled runs that are still ``stopping``.
 
-    One compare-and-set statement for each. Name several only outside a transaction: their rows
-    are not locked in the order that cancellations need. ``run_stopped`` is sent after the commit.
+    Each run is updated by one UPDATE with a filter on ``stopping``. Pass several ids only outside
+    of a transaction, as their rows are not locked in the order that avoids deadlocks with
+    cancellations. The signal ``run_stopped`` is sent after the commit.
 
     Args:
         run_ids: Public ids.
         stop_state: ``acknowledged``, ``killed`` or ``presumed``.
-        wait: For rows that somebody has locked; otherwise they are left as they are, and so are
-            those that the database refuses to write.
+        wait: Whether to wait for locked rows. If False, rows that are locked or that the database
+            refuses to write are skipped.
 
     Returns:
-        The ids of the runs of which this was not known before.
+        The ids of the updated runs.
 
     Raises:
-        ValueError: ``stop_state`` is something else.
+        ValueError: ``stop_state`` is not one of the three.
     """
     if stop_state not in ENDS:
         raise ValueError(f"stop_state must be one of {', '.join(sorted(ENDS))}.")
@@ -62,13 +63,13 @@ def record_stopped(run_ids: Iterable[str], stop_state: str, *, wait: bool = True
 
 
 def with_evidence(items: list[CancellationItem]) -> list[CancellationItem]:
-    """Add to each item ``stop_state`` and ``stopped_at`` of its run, as far as they are known.
+    """Set the attributes ``stop_state`` and ``stopped_at`` of each item to those of its run.
 
-    One statement; blank and None where the run was not found or is gone.
+    Makes one query. They are blank and None if the run was not found or has been deleted.
     """
     runs = get_run_model()._base_manager.filter(run_id__in=[item.run_id for item in items])
-    known = runs.values_list("run_id", "stop_state", "stopped_at")
-    evidence = {run_id: (state, at) for run_id, state, at in known}
+    rows = runs.values_list("run_id", "stop_state", "stopped_at")
+    evidence = {run_id: (state, at) for run_id, state, at in rows}
     for item in items:
         found = evidence.get(item.run_id) if item.previous_status else None
         item.stop_state, item.stopped_at = found or ("", None)  # type: ignore[attr-defined]

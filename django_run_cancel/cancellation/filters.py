@@ -1,4 +1,4 @@
-"""Filters of bulk cancellations: which runs are meant, as JSON values."""
+"""Filters of bulk cancellations: selects runs by JSON values, such as those of a request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOOKUPS = {
     "started_after": "started_at__gte",
     "started_before": "started_at__lt",
 }
-"""The lookup of each filter that is one. The others are ``ancestor`` and ``metadata``."""
+"""Django lookups by filter name. The filters ``ancestor`` and ``metadata`` need more than one."""
 
 FILTERS = (*LOOKUPS, "ancestor", "metadata")
 
@@ -35,36 +35,38 @@ def filter_runs(runs: QuerySet[Any], filters: Mapping[str, Any]) -> QuerySet[Any
     """Return the runs that match all filters.
 
     Args:
-        runs: The runs to choose from.
-        filters: By their names in ``FILTERS``: ``status`` is a list, times are ``datetime``,
-            ``ancestor`` is the id of one of the runs to choose from, whose descendants are meant,
-            ``metadata`` the values of keys at the top. The others are text, compared exactly.
+        runs: The runs to filter.
+        filters: Values by the names in ``FILTERS``. ``status`` is a list; times are ``datetime``;
+            ``ancestor`` is the id of a run among ``runs``, and matches its descendants;
+            ``metadata`` is a dict of top-level keys and values. The others are strings, compared
+            exactly.
 
     Raises:
-        ValueError: There is no filter, so that all runs would match; or a key of the metadata is
-            none that every database can look for.
-        KeyError: There is no filter of that name.
+        ValueError: ``filters`` is empty, and would match all runs; or a key of the metadata cannot
+            be queried on every database.
+        KeyError: There is no filter with this name.
     """
     if not filters:
         raise ValueError("Name at least one filter: without any, all runs would match.")
     scope = runs
     for name, value in filters.items():
         if name == "ancestor":
-            # How many there are below a run out of reach is not even counted: it takes time.
+            # Only below runs that the caller may access: the time of the query would reveal how
+            # many descendants another run has.
             runs = runs.filter(pk__in=keys_below(scope.filter(run_id=value), runs.db))
         elif name == "metadata":
             for key, wanted in value.items():
                 if not is_metadata_key(key):
                     raise ValueError(f"Runs cannot be found by the key {key!r} of their metadata.")
-                # Not metadata__key: a key may look like a lookup.
+                # Not metadata__<key>: a key may contain ``__`` or be the name of a lookup.
                 runs = runs.alias(wanted_metadata=KeyTransform(key, "metadata"))
                 runs = runs.filter(wanted_metadata=wanted)
                 if connections[runs.db].vendor == "mysql":
-                    # MariaDB takes "true" for true, and ignores spaces at the end of texts. This
-                    # alone would also find lists that contain the value.
+                    # MariaDB considers "true" equal to true, and ignores trailing spaces. The
+                    # lookup ``contains`` does not, but alone also matches lists with the value.
                     runs = runs.filter(metadata__contains={key: wanted})
         elif name == "title" and (collation := exact_collation(connections[runs.db])):
-            # The column ignores case, and on MariaDB spaces at the end.
+            # The column's collation ignores case, and on MariaDB trailing spaces.
             runs = runs.filter(Exact(Collate("title", collation), value), title=value)
         else:
             runs = runs.filter(**{LOOKUPS[name]: value})

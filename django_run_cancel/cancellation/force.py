@@ -1,4 +1,4 @@
-"""Force for runs that were asked to stop before: their deliveries become due again, by force."""
+"""Sends a second stop request, with force, for runs that were cancelled before and still run."""
 
 from __future__ import annotations
 
@@ -23,48 +23,50 @@ DUE_BY_FORCE = {
     "escalates_at": None,
     "last_error": "",
 }
-"""The fields of an item of which the executor is to be told by force, at once."""
+"""Values that make an item due now for a stop request with force."""
 
 
 def force_deliveries(stopping: list[LockedRun], using: str) -> list[LockedRun]:
-    """Make the deliveries of runs due again, by force, unless they are or were told by force.
+    """Make the items of runs due again with force, unless they were already delivered with force.
 
-    A delivery worker that is telling an executor politely loses its claim, and records nothing.
+    This ends the claim of a delivery worker that is sending a stop request without force, so that
+    the worker does not record its result.
 
     Args:
         stopping: Locked rows of cancelled runs that are still stopping and have an executor.
         using: Alias of the database.
 
     Returns:
-        Those of them without a delivery that could be written. It may be deleted, or locked: for
-        long by a handler of the host, which may even wait for a run that is locked here.
+        The runs whose item could not be updated and that need a new item. Their item has been
+        deleted, or is locked, perhaps by a handler of the host. Waiting for that lock could
+        deadlock, as the handler may be waiting for a run that is locked here.
     """
     by_id = {row.run_id: row for row in stopping}
     items = CancellationItem.objects.using(using)
-    untold = []
+    unwritten_runs = []
     for run_ids in chunks(sorted(by_id), MAX_LISTED_ON_MYSQL):
-        last = {
+        latest = {
             item.run_id: item
             for item in _deliveries(items.filter(run_id__in=run_ids))
-            # Another run may have had the id before.
+            # An item of an earlier run with the same run_id has another external_id.
             if item.run_id in by_id and item.external_id == by_id[item.run_id].external_id
         }
-        to_force = {item.pk for item in last.values() if not is_told_by_force(item)}
+        to_force = {item.pk for item in latest.values() if not is_told_by_force(item)}
         rows = items.filter(pk__in=to_force)
         written = update_unlocked(rows, **DUE_BY_FORCE, claimed_by=None, claimed_until=None)
-        unwritten = to_force.difference(written)
-        done = {run_id for run_id, item in last.items() if item.pk not in unwritten}
-        untold += [by_id[run_id] for run_id in run_ids if run_id not in done]
-    return untold
+        unwritten_pks = to_force.difference(written)
+        done = {run_id for run_id, item in latest.items() if item.pk not in unwritten_pks}
+        unwritten_runs += [by_id[run_id] for run_id in run_ids if run_id not in done]
+    return unwritten_runs
 
 
 def is_told_by_force(item: CancellationItem) -> bool:
-    """Tell whether an executor has been told by force, or is about to be."""
+    """Tell whether a stop request with force has been sent to the executor, or is due."""
     return item.force and item.delivery != Delivery.FAILED
 
 
 def last_delivery(run: AbstractRun) -> CancellationItem | None:
-    """Return the item by which the executor of a run is or was told last; None if by none."""
+    """Return the latest item that sends or sent a stop request for a run; None without one."""
     items = CancellationItem.objects.filter(run_id=run.run_id, external_id=run.external_id)
     return _deliveries(items).last()
 

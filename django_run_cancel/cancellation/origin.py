@@ -1,4 +1,4 @@
-"""Where an HTTP request came from, as far as the record of a cancellation keeps it."""
+"""``Origin``: the client address and the id of the HTTP request that asked for a cancellation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ MAX_REQUEST_ID_LENGTH = 128
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a request came from.
+    """Client address and id of an HTTP request.
 
     Attributes:
-        ip_address: Of the client; None when there is none.
-        request_id: What logs know the request by; blank when it has none.
+        ip_address: IP address of the client, or None.
+        request_id: Id of the request in logs; may be blank.
 
     Raises:
-        ValueError: One of them cannot be stored.
+        ValueError: A value is invalid or cannot be stored.
     """
 
     ip_address: str | None = None
@@ -37,11 +37,10 @@ class Origin:
 
     @classmethod
     def of(cls, request: Any) -> Self:
-        """Return the origin of a request of Django's or of REST framework's.
+        """Return the origin of a Django or REST framework request.
 
-        The address is that of the connection, ``REMOTE_ADDR``: whoever asks can write anything
-        into ``X-Forwarded-For``. The id is the header ``X-Request-ID``, or nothing when it is too
-        long or cannot be stored.
+        The address is ``REMOTE_ADDR``, as clients can forge ``X-Forwarded-For``. The id is the
+        header ``X-Request-ID``; blank if it is too long or cannot be stored.
         """
         request_id = request.headers.get("X-Request-ID", "").strip()
         if not is_storable(request_id, MAX_REQUEST_ID_LENGTH):
@@ -51,9 +50,9 @@ class Origin:
 
 def _address(text: str | None) -> str | None:
     try:
-        # The zone of a link-local address means nothing elsewhere, and PostgreSQL refuses it.
+        # Drop the zone of a link-local address, which PostgreSQL refuses.
         address = ip_address((text or "").partition("%")[0])
     except ValueError:
-        return None  # a Unix socket
-    # What a server that listens for both kinds sees of an IPv4 client.
+        return None  # a Unix socket has no address
+    # A dual-stack server sees IPv4 clients as IPv4-mapped IPv6 addresses.
     return str(getattr(address, "ipv4_mapped", None) or address)

@@ -1,4 +1,4 @@
-"""How far cancellations are that go on after they were asked for."""
+"""Progress of bulk cancellations: counts, rate and estimated end."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ COUNTS = ("cancelled_count", "already_count", "failed_count", "cascaded_count")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a cancellation is.
+    """Progress of a cancellation.
 
     Attributes:
-        total_count: Runs asked for.
-        cancelled_count: Of these, runs that are cancelled now.
-        already_count: Of these, runs that were cancelled before.
-        failed_count: Of those asked for, runs that are not cancelled.
-        cascaded_count: Descendants cancelled with them.
-        rate: Runs asked for that are dealt with a second; None before the first.
-        estimated_end: When all will be, at this rate; None unless the cancellation is running.
+        total_count: Number of requested runs.
+        cancelled_count: Requested runs that are cancelled, including those cancelled before.
+        already_count: Requested runs that were cancelled before.
+        failed_count: Requested runs that are not cancelled.
+        cascaded_count: Descendants cancelled with the requested runs.
+        rate: Requested runs processed per second; None before the first.
+        estimated_end: Time at which all will be processed; None unless the cancellation is running.
     """
 
     total_count: int
@@ -39,27 +39,27 @@ class Progress:
 
     @property
     def processed_count(self) -> int:
-        """Runs asked for that have been dealt with."""
+        """Number of requested runs that have been processed."""
         return self.cancelled_count + self.failed_count
 
 
 def progress_of(records: Iterable[Cancellation]) -> dict[int, Progress]:
-    """Return how far cancellations are, by their primary keys, with one query for all.
+    """Return the progress of cancellations by primary key, with one query.
 
     Args:
-        records: Cancellations of one database.
+        records: Cancellations, all from the same database.
     """
     records = list(records)
-    # Of the others, their own counts say all.
-    going = [each for each in records if each.state != CancellationState.COMPLETED]
-    found: dict[int, dict[str, Any]] = {}
-    if going:
-        using = going[0]._state.db
-        rows = CancellationChunk.objects.using(using).filter(cancellation__in=going)
+    # The counts of completed cancellations are in their own row.
+    unfinished = [each for each in records if each.state != CancellationState.COMPLETED]
+    sums_by_pk: dict[int, dict[str, Any]] = {}
+    if unfinished:
+        using = unfinished[0]._state.db
+        rows = CancellationChunk.objects.using(using).filter(cancellation__in=unfinished)
         sums = {name: Sum(name) for name in COUNTS}
         for row in rows.values("cancellation_id").annotate(**sums, last=Max("advanced_at")):
-            found[row["cancellation_id"]] = dict(row)
-    return {each.pk: _progress(each, found.get(each.pk, {})) for each in records}
+            sums_by_pk[row["cancellation_id"]] = dict(row)
+    return {each.pk: _progress(each, sums_by_pk.get(each.pk, {})) for each in records}
 
 
 def _progress(record: Cancellation, sums: Mapping[str, Any]) -> Progress:
@@ -70,6 +70,6 @@ def _progress(record: Cancellation, sums: Mapping[str, Any]) -> Progress:
     if record.selection is not None and processed and last:
         rate = processed / max((last - record.requested_at).total_seconds(), 0.001)
         if record.state == CancellationState.RUNNING:
-            left = record.total_count - processed
-            end = last + timedelta(seconds=left / rate)
+            remaining = record.total_count - processed
+            end = last + timedelta(seconds=remaining / rate)
     return Progress(record.total_count, **counts, rate=rate, estimated_end=end)

@@ -1,4 +1,4 @@
-"""The record of a cancellation: building it, and writing its items, one for each run."""
+"""Creates the Cancellation of a request, and its items: one for each run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def new_record(items: list[Item], fields: dict[str, Any]) -> Cancellation:
 
 
 def counts_of(items: list[Item]) -> dict[str, int]:
-    """Return the counts of outcomes, by the names of their fields."""
+    """Count the items by outcome; keys are the names of the model's count fields."""
     counts = Counter((item.via, item.outcome) for item in items)
     requested = {outcome: counts[Via.REQUESTED, outcome] for outcome in Outcome}
     cancelled = sum(requested[outcome] for outcome in SUCCESSFUL)
@@ -46,7 +46,11 @@ def counts_of(items: list[Item]) -> dict[str, int]:
 
 
 def insert_record(record: Cancellation, using: str, restartable: bool) -> Cancellation | None:
-    """Insert a record, or return the earlier one with the same idempotency key."""
+    """Insert a Cancellation. If one with the same idempotency key exists, return that instead.
+
+    Raises:
+        StartOver: Another transaction has inserted it, and this one cannot see it yet.
+    """
     if not record.idempotency_key:
         writes.insert(record, using)
         return None
@@ -72,20 +76,20 @@ def _first_with_key(record: Cancellation, using: str) -> Cancellation | None:
 def write_items(
     items: list[Item],
     changed: list[LockedRun],
-    untold: list[LockedRun],
+    to_repeat: list[LockedRun],
     record: Cancellation,
     using: str,
 ) -> None:
-    """Write an item for each run; those of cancelled runs are what the delivery worker works off.
+    """Insert an item for each run; the delivery worker processes those of cancelled runs.
 
     Args:
-        items: What happened to each run.
-        changed: The runs that are cancelled.
-        untold: Runs that were cancelled before and are told to stop once more, by these items.
-        record: The record of the request.
+        items: Outcome of each run.
+        changed: Runs that this request cancels.
+        to_repeat: Runs that were cancelled before; these items send a second stop request.
+        record: The Cancellation.
         using: Alias of the database.
     """
-    rows = {row.run_id: row for row in [*changed, *untold]}
+    rows = {row.run_id: row for row in [*changed, *to_repeat]}
     handling = DUE if settings.HANDLERS else NOT_NEEDED
 
     def values(item: Item) -> Sequence[Any]:
@@ -93,18 +97,18 @@ def write_items(
         row = rows.get(item.run_id) if item.outcome in SUCCESSFUL else None
         if row is None:
             return (record.pk, *what, "", "", *NOT_NEEDED, record.force, *NOT_NEEDED)
-        # A run without an id at its executor was never handed over.
+        # A run without an external_id was never dispatched to an executor.
         delivery = DUE if row.backend and row.external_id else NOT_NEEDED
         executor = (row.backend, row.external_id)
-        # Of runs that were cancelled before, the handlers know.
-        handled = handling if item.outcome == Outcome.CANCELLED else NOT_NEEDED
-        return (record.pk, *what, *executor, *delivery, record.force, *handled)
+        # Handlers have been called for runs that were cancelled before.
+        handler_fields = handling if item.outcome == Outcome.CANCELLED else NOT_NEEDED
+        return (record.pk, *what, *executor, *delivery, record.force, *handler_fields)
 
     writes.insert_rows(CancellationItem, ITEM_FIELDS, map(values, items), using)
 
 
 def recorded_id(run_id: str) -> str:
-    """Return an id as the record holds it: escaped and cut when no run could have it."""
+    """Return an id as items store it: escaped and truncated if it is no valid run id."""
     if is_storable(run_id, MAX_RUN_ID_LENGTH):
         return run_id
     return ascii(run_id)[1:-1][: MAX_RUN_ID_LENGTH - 1] + "…"

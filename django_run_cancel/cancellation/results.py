@@ -1,4 +1,4 @@
-"""What ``cancel_runs`` returns, for a new request and for one that is repeated."""
+"""``CancelResult``: the result of ``cancel_runs``, for a new request and for a replayed one."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CancelResult:
-    """What ``cancel_runs`` did, or in a dry run would do.
+    """Result of ``cancel_runs``; of a dry run, what it would have done.
 
     Attributes:
-        cancellation: The record; None after a dry run, and when no id was given.
-        cancelled: Ids that were asked for and are cancelled now, in the order asked.
-        failed: Ids that were asked for and are not: finished, unknown or out of reach.
-        items: What happened to each run, children included.
-        forced: Ids of runs that were cancelled before and still stopped, whose executors are told
-            by force, children included. Empty in a replay.
-        postponed: Ids of runs with more descendants below them than ``RUN_CANCEL_MAX_TREE``: the
-            delivery worker cancels these. None of them is in ``items``. Empty in a replay.
-        is_replay: Whether this is the answer of an earlier call with the same idempotency key.
+        cancellation: The Cancellation in the database; None after a dry run or without any ids.
+        cancelled: Requested ids of runs that are cancelled now, in the requested order.
+        failed: Requested ids of runs that are not: finished, unknown, or not accessible.
+        items: Outcome of each run, including descendants.
+        forced: Ids of runs, including descendants, that were cancelled before and were still
+            stopping; their executors get a stop request with force. Empty in a replay.
+        postponed: Ids of runs with more descendants than ``RUN_CANCEL_MAX_TREE``. The delivery
+            worker cancels these descendants, which are not in ``items``. Empty in a replay.
+        is_replay: Whether this is the result of an earlier call with the same idempotency key.
     """
 
     cancellation: Cancellation | None
@@ -58,14 +58,14 @@ def result_of(
 
 
 def replay(record: Cancellation, asked: list[str], fields: dict[str, Any]) -> CancelResult:
-    """Return what the first request with this key was answered."""
+    """Return the result of the first request with this idempotency key."""
     if record.request_digest != fields["request_digest"]:
         raise IdempotencyKeyReused(fields["idempotency_key"])
-    # Exactly the ids asked for: the record may hold some of them escaped.
-    exact = iter(asked)
+    # Use the requested ids, as items store invalid ones escaped.
+    requested_ids = iter(asked)
     items = []
     rows = CancellationItem.objects.using(record._state.db).filter(cancellation=record)
     for row in rows.order_by("pk"):
-        run_id = next(exact) if row.via == Via.REQUESTED else row.run_id
+        run_id = next(requested_ids) if row.via == Via.REQUESTED else row.run_id
         items.append(Item(run_id, Outcome(row.outcome), Via(row.via), row.previous_status))
     return replace(result_of(record, items), is_replay=True)

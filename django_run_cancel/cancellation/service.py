@@ -1,4 +1,4 @@
-"""``cancel_runs``: locks the runs, decides what happens to each, and writes, in one transaction."""
+"""``cancel_runs()``: locks runs, decides the outcome of each, and writes it in one transaction."""
 
 from __future__ import annotations
 
@@ -41,34 +41,34 @@ def cancel_runs(
 ) -> CancelResult:
     """Cancel runs and their active descendants, in one transaction.
 
-    The transaction is joined when there is one. Signals are sent after it has committed.
+    An open transaction is joined. Signals are sent after the commit.
 
     Args:
-        run_ids: Public ids, at most 1,000. Repeated ids count once.
-        runs: The runs that the caller may touch; by default all, those included that a manager of
-            the host's hides. Descendants always go with them.
-        requested_by: Who asks: a user, or a label of up to 255 characters.
-        tenant: Whose record it is; by default the tenant of the runs, if it is a single one.
-        source: Where from, one of ``Source``.
-        origin: Where from more exactly: the HTTP request, when there is one.
-        reason: Why, for people; up to 2,000 characters.
-        force: Executors may kill at once what has started. Asked of runs that were cancelled
-            before and are still ``stopping``, it is told to their executors now.
-        dry_run: Decide, but lock and write nothing.
-        idempotency_key: Makes a repeated call give the first call's answer. Belongs to the
-            requester.
+        run_ids: Public ids, at most 1,000; duplicates are ignored.
+        runs: The runs that the caller may cancel; by default all, including those that the host's
+            default manager hides. Their descendants are cancelled even if not in this queryset.
+        requested_by: The user who asks, or a label of up to 255 characters.
+        tenant: Tenant of the Cancellation; by default that of the runs, if all have the same.
+        source: Interface through which the request came: one of ``Source``.
+        origin: Address and id of the HTTP request, if any.
+        reason: Reason, for users; up to 2,000 characters.
+        force: Whether executors may kill started work at once. For runs that were cancelled before
+            and are still ``stopping``, the executors get another stop request, with force.
+        dry_run: Whether to return the outcome without locking or writing anything.
+        idempotency_key: A repeated call with this key and the same ``requested_by`` and ``source``
+            returns the first call's result.
 
     Returns:
-        What happened to each run. One that is unknown, out of reach or finished is no error, it
-        is in ``failed``.
+        The outcome of each run. Runs that are unknown, not accessible or finished are no errors;
+        they are in ``failed``.
 
     Raises:
-        TypeError: ``run_ids`` is a single string, or holds something else than strings.
+        TypeError: ``run_ids`` is a single string, or an element is not a string.
         ValueError: An argument is too long, blank or cannot be stored.
         ImproperlyConfigured: The database has ``AUTOCOMMIT = False``.
-        IdempotencyKeyReused: The key was used before, for another request.
-        OperationalError: The database is locked or away. Nothing has been written, and a
-            transaction of the caller's can only be rolled back.
+        IdempotencyKeyReused: The key was used before with a different request.
+        OperationalError: The database is locked or unavailable. Nothing has been written, and the
+            caller must roll back its own transaction, if any.
     """
     asked = checked_ids(run_ids)
     fields = record_fields(
@@ -87,7 +87,7 @@ def cancel_runs(
     using = router.db_for_write(model)
     check_commits(using)
     scope = model._base_manager.all() if runs is None else runs
-    # An id that no run can have is not even looked for.
+    # Do not query for ids that no run can have.
     possible = [run_id for run_id in asked if is_storable(run_id, MAX_RUN_ID_LENGTH)]
     scope = scope.using(using).filter(run_id__in=possible)
     if dry_run:
@@ -100,10 +100,10 @@ def cancel_runs(
 
 
 def check_commits(using: str) -> None:
-    """Refuse a database that stores nothing without a commit by somebody.
+    """Refuse a database without autocommit, on which nobody would commit the cancellation.
 
     Raises:
-        ImproperlyConfigured: It has ``AUTOCOMMIT = False``.
+        ImproperlyConfigured: The database has ``AUTOCOMMIT = False``.
     """
     if connections[using].settings_dict.get("AUTOCOMMIT") is False:
         raise ImproperlyConfigured(
@@ -114,10 +114,10 @@ def check_commits(using: str) -> None:
 def _cancel(
     scope: QuerySet[Any], using: str, asked: list[str], fields: dict[str, Any], restartable: bool
 ) -> CancelResult | Cancellation:
-    """Cancel, and return the result, or the earlier record with the same idempotency key.
+    """Cancel runs, and return the result, or an earlier Cancellation with the idempotency key.
 
-    No savepoint: when a caller's transaction is joined and the database fails us, all of it is
-    undone, never half.
+    Without a savepoint, an error marks the caller's transaction for rollback, so that it cannot
+    commit a part of the work.
     """
     model = get_run_model()
     with transaction.atomic(using=using, savepoint=False):

@@ -1,4 +1,4 @@
-"""Parts of a transaction that cancels runs: locking their trees, and writing what was decided."""
+"""Parts of the transaction that cancels runs: locks trees of runs, and writes a Decision."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from django_run_cancel.models import Cancellation, CancellationChunk
 from django_run_cancel.states import ChunkKind, StopState
 
 CHUNK_SIZE = MAX_LISTED_ON_MYSQL
-"""Ids in a chunk, of which all may be cancelled in one transaction."""
+"""Maximum number of ids in a chunk; one transaction may cancel all of them."""
 
 CHUNKS_AT_ONCE = 20
-"""Chunks that are written by one statement."""
+"""Number of chunks to insert by one statement."""
 
 
 class Trees(NamedTuple):
     """Runs with their descendants.
 
     Attributes:
-        reached: The keys of the runs that were selected.
-        rows: Their rows, and those of their descendants if these are not too many.
-        is_complete: Whether the descendants are among the rows.
+        reached: Primary keys of the selected runs.
+        rows: Their rows, and those of their descendants unless there are too many.
+        is_complete: Whether ``rows`` contains the descendants.
     """
 
     reached: set[Any]
@@ -44,29 +44,29 @@ class Trees(NamedTuple):
 
 
 def read_trees(scope: QuerySet[Any], model: type[Model], using: str) -> Trees:
-    """Read the trees of these runs without locking anything, for a dry run."""
+    """Read the trees of runs without locks, for a dry run."""
     reached, pks, is_complete = _read_keys(scope, model, using)
     return Trees(reached, locks.read_runs(model, pks, using), is_complete)
 
 
 def lock_trees(scope: QuerySet[Any], model: type[Model], using: str, restartable: bool) -> Trees:
-    """Lock the trees of these runs; of trees larger than ``RUN_CANCEL_MAX_TREE`` only their roots.
+    """Lock runs and all their descendants, or only the runs if there are too many descendants.
 
     Args:
-        scope: The runs, at most as many as a call of ``cancel_runs`` takes.
+        scope: The runs, at most as many as a call of ``cancel_runs`` accepts.
         model: The run model.
         using: Alias of the database.
-        restartable: Whether the transaction may begin again.
+        restartable: Whether the transaction can be repeated.
 
     Raises:
-        StartOver: The trees have grown meanwhile, and the transaction may begin again.
+        StartOver: Runs were added to the trees before they were locked.
     """
     reached, pks, is_complete = _read_keys(scope, model, using)
     rows = locks.lock_runs(model, pks, using)
     unseen = trees.read_children(model, pks, using) - pks if is_complete else set()
     while unseen:
         if restartable:
-            # Locked now they could be out of order, and out of order there are deadlocks.
+            # Locking these rows now would break the order of locks, and could deadlock.
             raise StartOver
         rows += locks.lock_runs(model, unseen, using)
         pks |= unseen
@@ -77,7 +77,7 @@ def lock_trees(scope: QuerySet[Any], model: type[Model], using: str, restartable
 def _read_keys(
     scope: QuerySet[Any], model: type[Model], using: str
 ) -> tuple[set[Any], set[Any], bool]:
-    # The runs themselves may be among the keys twice.
+    # Twice MAX_RUN_IDS: the query may return the keys of the runs themselves twice.
     limit = settings.MAX_TREE + 2 * MAX_RUN_IDS + 1
     reached, pks = trees.read_closure(scope, model, using, limit)
     is_complete = len(pks - reached) <= settings.MAX_TREE
@@ -87,15 +87,15 @@ def _read_keys(
 def write_decision(
     decision: Decision, record: Cancellation, model: type[Model], using: str, *, is_complete: bool
 ) -> None:
-    """Write what was decided of locked runs, and announce it once the transaction commits.
+    """Write a decision about locked runs, and send signals after the commit.
 
     Args:
-        decision: What is to happen.
-        record: The record of the request.
+        decision: The changes to write.
+        record: The Cancellation.
         model: The run model.
         using: Alias of the database.
-        is_complete: Whether the descendants are among the rows; otherwise delivery workers find
-            them.
+        is_complete: Whether the decision covers the descendants; if not, this writes chunks, so
+            that delivery workers cancel them.
     """
     if decision.changed:
         writes.write_cancelled(model, [row.pk for row in decision.changed], record.pk, using)
@@ -116,7 +116,7 @@ def write_chunks(
     using: str,
     hidden: frozenset[str] = frozenset(),
 ) -> int:
-    """Write chunks of these runs for delivery workers, and return the number of runs."""
+    """Insert chunks with these ids for the delivery workers, and return the number of ids."""
     rows = (
         CancellationChunk(
             cancellation=record,
@@ -129,7 +129,7 @@ def write_chunks(
         for part in chunks(run_ids, CHUNK_SIZE)
     )
     total = 0
-    for some in chunks(rows, CHUNKS_AT_ONCE):  # a million ids are not held in memory
+    for some in chunks(rows, CHUNKS_AT_ONCE):  # do not hold a million ids in memory
         CancellationChunk.objects.using(using).bulk_create(some)
         total += sum(row.size for row in some)
     return total
@@ -143,7 +143,7 @@ def _announce_after_commit(
     about = {"sender": model, "cancellation_id": record.cancellation_id}
 
     def announce() -> None:
-        # send_robust() logs what receivers raise.
+        # send_robust() logs errors of receivers.
         if signals.run_cancelled.has_listeners(model):
             for run_id in run_ids:
                 signals.run_cancelled.send_robust(run_id=run_id, **about)
