@@ -74,10 +74,10 @@ def filter_runs(runs: QuerySet[Any], filters: Mapping[str, Any]) -> QuerySet[Any
 
 
 def is_metadata_key(key: str) -> bool:
-    """Tell whether every database can look for a key of the metadata.
+    """Tell whether every database can query this key of the metadata.
 
-    Django takes a whole number for the index of a list. SQLite finds no key with a quotation mark,
-    and MariaDB none that begins with a minus.
+    Django interprets a whole number as the index of a list. SQLite does not find keys with a
+    quotation mark, nor MariaDB keys that begin with a minus.
     """
     try:
         int(key)

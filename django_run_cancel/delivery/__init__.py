@@ -1,4 +1,4 @@
-"""Handing runs to executors, and telling executors and handlers about cancelled runs."""
+"""Dispatches runs to executors, and delivers cancellations to executors and handlers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dispatch: handing runs to executors. The id is saved first; failed dispatches are repeated."""
+"""``dispatch()``: sends the task of a run to an executor; ``redispatch()`` retries failed sends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from django.db import transaction
 from django_run_cancel.backends import TaskCall, get_backend
 from django_run_cancel.db import locks
 from django_run_cancel.db.clock import DatabaseNow, database_now
-from django_run_cancel.delivery.outbox import described, spread
+from django_run_cancel.delivery.outbox import error_text, jitter
 from django_run_cancel.delivery.rotation import Rotation
 from django_run_cancel.models import AbstractRun, run_rows
 from django_run_cancel.safe_text import printable, printable_lines
@@ -25,25 +25,28 @@ from django_run_cancel.states import WAITING, RunStatus
 logger = logging.getLogger("django_run_cancel")
 
 DISPATCH_DURATION = timedelta(seconds=30)
-"""How long a dispatch may take; one that was not recorded by then is done again."""
+"""Time until a dispatch that has not been recorded as sent is repeated."""
 
-PATIENCE = 5.0
-"""Seconds that failures of one backend may take in one pass. Then it counts as away."""
+MAX_FAILURE_SECONDS = 5.0
+"""Seconds that failures of one backend may take in one step; then the step skips the backend."""
 
 STEP_SECONDS = 5.0
-"""After which no further run is dispatched in one pass: executors must be told meanwhile."""
+"""Duration after which a step dispatches no further runs, so that stop requests do not wait."""
 
-PAUSES = (0.0, 0.1, 0.2, 0.5)
-"""Seconds between attempts to note that a run was sent, while somebody has its row locked. A job
-that is quick has it for a moment; one that keeps it is found running when it is due again."""
+RECORD_PAUSES = (0.0, 0.1, 0.2, 0.5)
+"""Seconds between attempts to record that a run was sent, if its row is locked.
+
+A fast job locks the row for a moment. If it is locked for longer, the next step finds the run
+running.
+"""
 
 LONGEST_WAIT = 300.0
-"""Seconds between attempts."""
+"""Maximum seconds between two attempts to dispatch a run."""
 
-_due = Rotation("dispatch_due_at")
+_rotation = Rotation("dispatch_due_at")
 
 NULL_CHARACTER = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
-"""As JSON writes it; PostgreSQL cannot store it."""
+"""The null character in JSON text, which PostgreSQL cannot store."""
 
 
 def dispatch(
@@ -55,26 +58,26 @@ def dispatch(
     kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> None:
-    """Queue a run and hand it to an executor once the transaction has committed.
+    """Set a run to ``queued``, and send its task to an executor after the commit.
 
-    A run that could not be handed over stays queued, and the delivery worker hands it over again.
-    What the task is given is kept with the run until the executor has it.
+    If that fails, the run stays queued and the delivery worker retries. The arguments are stored
+    with the run until the executor has accepted the task.
 
     Args:
-        run: A run that is ``created``, ``paused``, or ``running`` and to be tried again.
+        run: A run that is ``created`` or ``paused``, or a ``running`` one to retry.
         backend: Alias of the backend.
         task: Name of the task; by default the one in the ``OPTIONS`` of the backend.
-        args: What the task gets after the run id. JSON has to be able to hold these.
-        kwargs: What the task gets by keyword; of JSON, too.
-        options: How to send the task, in words of the executor: ``countdown``, ``queue``, say. Of
-            JSON, too.
+        args: Positional arguments of the task, after the run id; JSON values.
+        kwargs: Keyword arguments of the task; JSON values.
+        options: Options of the executor for sending the task, such as ``countdown`` or ``queue``;
+            JSON values.
 
     Raises:
-        TypeError: The first argument is no run, something is not of JSON, or the backend cannot
-            send such a call.
-        UnknownTask: The executor has no such task.
-        UnknownBackend: ``RUN_CANCEL_BACKENDS`` has no such alias.
-        TransitionNotAllowed: The run has another status by now; a cancelled run stays cancelled.
+        TypeError: ``run`` is not a run, a value cannot be stored as JSON, or the backend does not
+            support this call.
+        UnknownTask: The executor has no task with this name.
+        UnknownBackend: ``RUN_CANCEL_BACKENDS`` does not have this alias.
+        TransitionNotAllowed: The status of the run does not allow it, for example ``cancelled``.
     """
     if not isinstance(run, AbstractRun):
         raise TypeError(
@@ -95,21 +98,21 @@ def dispatch(
     def send() -> None:
         _send(run)
 
-    # Not a partial: Django fails to log that a function without a name has failed.
+    # Not a partial: to log an error of the function, Django needs its ``__qualname__``.
     transaction.on_commit(send, using=run._rows().db, robust=True)
 
 
 def redispatch(limit: int = 100) -> int:
-    """Hand over runs again whose dispatch has failed, or was cut short.
+    """Retry dispatches that failed, or whose process died before it recorded them.
 
     Args:
-        limit: How many to look at.
+        limit: Maximum number of runs to read.
 
     Returns:
-        How many were handed over.
+        Number of runs that were dispatched.
     """
     runs = run_rows(dispatch_due_at__lte=DatabaseNow())
-    window = _due.window(runs, limit)
+    window = _rotation.window(runs, limit)
     seconds_lost: dict[str, float] = defaultdict(float)
     sent, written = 0, []
     until = time.monotonic() + STEP_SECONDS
@@ -117,10 +120,10 @@ def redispatch(limit: int = 100) -> int:
         if time.monotonic() > until:
             break
         if run.status not in WAITING:
-            is_written = _put_off(run, None)  # it got there, or is not wanted any more
-        elif seconds_lost[run.backend] > PATIENCE:
-            is_written = _put_off(run, _later(run))
-        elif is_written := _put_off(run, _now(run) + DISPATCH_DURATION, status__in=WAITING):
+            is_written = _reschedule(run, None)  # already started, or ended
+        elif seconds_lost[run.backend] > MAX_FAILURE_SECONDS:
+            is_written = _reschedule(run, _retry_time(run))
+        elif is_written := _reschedule(run, _now(run) + DISPATCH_DURATION, status__in=WAITING):
             began = time.monotonic()
             if _send(run):
                 sent += 1
@@ -128,12 +131,12 @@ def redispatch(limit: int = 100) -> int:
                 seconds_lost[run.backend] += time.monotonic() - began
         if is_written:
             written.append(run.pk)
-    _due.advance(written)
+    _rotation.advance(written)
     return sent
 
 
 def _as_json(call: TaskCall) -> TaskCall:
-    """Return the call as it is read from the database when the dispatch is repeated."""
+    """Return the call as a retry would read it from the database."""
     try:
         text = json.dumps(call._asdict(), allow_nan=False, ensure_ascii=False)
         text.encode()
@@ -149,38 +152,38 @@ def _send(run: AbstractRun) -> bool:
         call = TaskCall(**run.dispatch_call) if run.dispatch_call else TaskCall()
         get_backend(run.backend).dispatch(run, call)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - of whatever executor
-        # It is tried for ever. What people must look at is said more loudly.
-        log = logger.error if _waited(run) > LONGEST_WAIT else logger.warning
-        shown = printable_lines(described(error))
+        # There is no maximum of attempts: log an error once the run has waited for long.
+        log = logger.error if _seconds_queued(run) > LONGEST_WAIT else logger.warning
+        shown = printable_lines(error_text(error))
         log("Run %s could not be dispatched: %s", printable(run.run_id), shown)
-        _put_off(run, _later(run))
+        _reschedule(run, _retry_time(run))
         return False
-    # Not if the job has been so quick as to dispatch its run anew.
-    same = run._rows().filter(external_id=run.external_id)
+    # Filter by external_id: a fast job may have dispatched its run again already.
+    rows = run._rows().filter(external_id=run.external_id)
     values = {"dispatched_at": DatabaseNow(), "dispatch_due_at": None, "dispatch_call": None}
-    for pause in PAUSES:
+    for pause in RECORD_PAUSES:
         time.sleep(pause)
-        if locks.update_unlocked(same, **values) or not same.exists():
+        if locks.update_unlocked(rows, **values) or not rows.exists():
             break
     return True
 
 
-def _put_off(run: AbstractRun, due: datetime | None, **lookups: Any) -> bool:
-    """Set when to hand over the run again, unless somebody else has dealt with it or does."""
+def _reschedule(run: AbstractRun, due: datetime | None, **lookups: Any) -> bool:
+    """Set the time of the next dispatch, unless another process has changed or locked the row."""
     before, run.dispatch_due_at = run.dispatch_due_at, due
-    same = run._rows().filter(dispatch_due_at=before, **lookups)
+    rows = run._rows().filter(dispatch_due_at=before, **lookups)
     values = {"dispatch_due_at": due} if due else {"dispatch_due_at": None, "dispatch_call": None}
-    return bool(locks.update_unlocked(same, **values))
+    return bool(locks.update_unlocked(rows, **values))
 
 
-def _waited(run: AbstractRun) -> float:
+def _seconds_queued(run: AbstractRun) -> float:
     return (_now(run) - run.queued_at).total_seconds() if run.queued_at else 0.0
 
 
-def _later(run: AbstractRun) -> datetime:
-    """Return when to try again: the longer it has waited, the longer; at most five minutes."""
-    wait = timedelta(seconds=min(max(_waited(run), 2), LONGEST_WAIT))
-    return _now(run) + spread(wait)
+def _retry_time(run: AbstractRun) -> datetime:
+    """Return the time of the next attempt: the longer the run has waited, the later."""
+    wait = timedelta(seconds=min(max(_seconds_queued(run), 2), LONGEST_WAIT))
+    return _now(run) + jitter(wait)
 
 
 def _now(run: AbstractRun) -> datetime:

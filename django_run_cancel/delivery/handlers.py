@@ -1,4 +1,4 @@
-"""Calling the handlers of the host, each in the transaction that marks its item as handled."""
+"""Calls the host's handlers in the same transaction that marks their item as handled."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from django_run_cancel.models import CancellationItem
 from django_run_cancel.states import Delivery
 
 STEP_SECONDS = 5.0
-"""After which no further item is begun: executors must be told meanwhile."""
+"""Duration after which a step handles no further items, so that stop requests do not wait."""
 
 
 def handle_due(limit: int) -> tuple[int, int]:
-    """Call the handlers of items that are due.
+    """Call the handlers for items that are due.
 
-    One item at a time is claimed, so that a handler which ends the worker costs no other item an
-    attempt.
+    Items are claimed one at a time: if a handler kills the worker, other items lose no attempt.
 
     Args:
-        limit: How many items at most.
+        limit: Maximum number of items.
 
     Returns:
-        How many items were handled, and how many attempts failed.
+        Number of handled items, and number of failed attempts.
     """
     handled = failed = 0
     until = time.monotonic() + STEP_SECONDS
@@ -41,14 +40,14 @@ def handle_due(limit: int) -> tuple[int, int]:
             try:
                 handled += _handle(claim, item)
             except (Exception, SystemExit) as error:  # noqa: BLE001 - of the host
-                values = outbox.failed_handling(claim, item, error)
+                values = outbox.handling_failure(claim, item, error)
                 outbox.record(claim, {item.pk: values})
                 failed += 1
     return handled, failed
 
 
 def _handle(claim: Claim, item: CancellationItem) -> bool:
-    """Call all handlers, and tell whether the claim still held."""
+    """Call all handlers for an item; return False if another worker has claimed it since."""
     done = {"handling": Delivery.DELIVERED, "next_handling_at": None, "handling_error": ""}
     try:
         with transaction.atomic(using=outbox.database()):
@@ -56,8 +55,8 @@ def _handle(claim: Claim, item: CancellationItem) -> bool:
                 return False
             for path in settings.HANDLERS:
                 import_string(path)(item)
-            # An error that a handler has caught may have undone all of it, this included. Not
-            # each shows in needs_rollback: not a deadlock on MySQL.
+            # A database error that a handler has caught may have rolled back the transaction,
+            # including our UPDATE. ``needs_rollback`` does not reveal a deadlock on MySQL.
             if not outbox.items().filter(pk=item.pk, handling=Delivery.DELIVERED).exists():
                 raise Error("the item is not marked any more")
     except Error as error:

@@ -1,4 +1,4 @@
-"""Lateness: whether something has been due for minutes that a delivery worker does in seconds."""
+"""Detects that no delivery worker is running, by work that has been due for minutes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from django_run_cancel.models import CancellationChunk, run_rows
 from django_run_cancel.states import ChunkState, Delivery, StopState
 
 LATE_AFTER = timedelta(minutes=2)
-"""Something is late when it has been due for longer. Cron may call the worker once a minute."""
+"""Work is late if due for longer than this. A worker started by cron may run once a minute."""
 
 OLDEST_RUNS = 1_000
-"""Runs that are stopping, of which those are looked for that should be presumed stopped."""
+"""Number of stopping runs, oldest first, among which an overdue presumption is looked for."""
 
 
 class Overdue(Enum):
-    """What a delivery worker should have done."""
+    """Kind of work that is late."""
 
     DELIVERY = "delivery"
     BULK_CANCELLATION = "bulk cancellation"
@@ -32,12 +32,12 @@ class Overdue(Enum):
 
 
 class Lateness(NamedTuple):
-    """Time since the oldest delivery, chunk or presumption that is late was due.
+    """How late the delivery worker is.
 
     Attributes:
-        overdue: Whether an executor is to be told or a handler called, a bulk cancellation to be
-            advanced, or a run to be presumed stopped.
-        duration: For how long.
+        overdue: Kind of work: a delivery to an executor or handler, a bulk cancellation, or a run
+            to presume stopped.
+        duration: Time since the oldest such work was due.
     """
 
     overdue: Overdue
@@ -45,27 +45,27 @@ class Lateness(NamedTuple):
 
 
 def find_lateness() -> Lateness | None:
-    """Return how late the worker is with the first kind of thing that is late; None if none is.
+    """Return the first kind of work that is late, or None.
 
-    A few statements, each of which reads a few rows by an index however many there are.
+    Makes a few queries, each of which reads a few rows by an index.
     """
     now = None
     for overdue, oldest_due in FINDERS.items():
-        if (first := oldest_due()) is None:
+        if (due_since := oldest_due()) is None:
             continue
         now = now or database_now(database())
-        if now - first > LATE_AFTER:
-            return Lateness(overdue, now - first)
+        if now - due_since > LATE_AFTER:
+            return Lateness(overdue, now - due_since)
     return None
 
 
 def _oldest_due_item() -> datetime | None:
-    # By backend, as the index has it: the first row of each is the one that is due the longest.
+    # One query per backend, as the index begins with it; the first row is the oldest.
     queues = [_late(DELIVERY, backend=alias) for alias in settings.BACKENDS]
     if settings.HANDLERS:
         queues.append(_late(HANDLING))
     times = [moment for queue in queues for moment in queue[:1]]
-    # A worker that is at others of many items is not down.
+    # A claimed item shows that a worker is running.
     if not times or items().filter(claimed_until__gt=DatabaseNow()).exists():
         return None
     return min(times)
@@ -79,14 +79,14 @@ def _late(queue: Queue, **lookups: str) -> QuerySet[Any, datetime]:
     return due.values_list(queue.due, flat=True)
 
 
-def _longest_unadvanced_chunk() -> datetime | None:
-    """Return when the bulk cancellation was advanced of which it is longest ago."""
+def _least_recently_advanced() -> datetime | None:
+    """Return the time at which the least recently advanced bulk cancellation was advanced."""
     chunks = CancellationChunk.objects.using(database())
     before = DatabaseNow() - LATE_AFTER
     due = chunks.filter(
         Q(next_attempt_at=None) | Q(next_attempt_at__lte=before), state=ChunkState.PENDING
     )
-    # Those that workers advance in turn: others wait for them.
+    # Only the cancellations that workers advance now; others wait for these.
     pks = read_distinct(due, "cancellation_id", MAX_CANCELLATIONS)
     last = (
         chunks.filter(cancellation__in=pks).values("cancellation").annotate(last=Max("advanced_at"))
@@ -96,12 +96,12 @@ def _longest_unadvanced_chunk() -> datetime | None:
 
 def _oldest_due_presumption() -> datetime | None:
     stopping = run_rows(stop_state=StopState.STOPPING).order_by("created_at")[:OLDEST_RUNS]
-    first: datetime | None = stopping.aggregate(first=Min("finished_at"))["first"]
-    return first and first + timedelta(seconds=settings.PRESUME_SECONDS)
+    oldest: datetime | None = stopping.aggregate(oldest=Min("finished_at"))["oldest"]
+    return oldest and oldest + timedelta(seconds=settings.PRESUME_SECONDS)
 
 
 FINDERS = {
     Overdue.DELIVERY: _oldest_due_item,
-    Overdue.BULK_CANCELLATION: _longest_unadvanced_chunk,
+    Overdue.BULK_CANCELLATION: _least_recently_advanced,
     Overdue.PRESUMPTION: _oldest_due_presumption,
 }

@@ -1,8 +1,8 @@
-"""The outbox: items of which an executor must be told, or that the host's handlers wait for.
+"""The outbox: queues of items, due for a stop request to the executor or for the host's handlers.
 
-An item is claimed in a short transaction, by a token and until a time. What comes of the claim is
-recorded only while the item still has the token. A claim that has run out was made by a worker that
-died; such items are claimed one at a time, as one of them may be what ended the worker.
+A worker claims items in a short transaction, with a token and an expiry time. It records results
+only for items that still have its token. An expired claim is that of a worker that died; such items
+are claimed one at a time, as one of them may have killed the worker.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from django_run_cancel.db.batches import batches
 from django_run_cancel.db.clock import DatabaseNow, database_now
 from django_run_cancel.db.locks import update_unlocked
 from django_run_cancel.db.trees import read_distinct
-from django_run_cancel.delivery.policy import LONGEST_WAIT_AFTER_FAILURE, exponential
+from django_run_cancel.delivery.policy import LONGEST_WAIT_AFTER_FAILURE, backoff
 from django_run_cancel.delivery.rotation import Rotation
 from django_run_cancel.models import CancellationChunk, CancellationItem, run_rows
 from django_run_cancel.safe_text import describe_error, printable, printable_lines, redact
@@ -33,7 +33,7 @@ from django_run_cancel.states import ChunkState, Delivery, StopState
 logger = logging.getLogger("django_run_cancel")
 
 CLAIM_DURATION = timedelta(seconds=60)
-"""Far above what any backend may take."""
+"""Time until a claim expires; far longer than a backend may take."""
 
 MAX_ALIASES = 1_000
 MAX_ERROR_LENGTH = 1_000
@@ -41,7 +41,7 @@ MAX_LOG_LENGTH = 20_000
 
 
 class Queue(NamedTuple):
-    """The fields of an item that make a queue of the items."""
+    """Names of the fields that make items a queue; an item is in two queues."""
 
     state: str
     attempts: str
@@ -63,12 +63,12 @@ _rotations: dict[tuple[str, ...], Rotation] = {}
 
 
 class Claim(NamedTuple):
-    """Items that this process alone works on for a while.
+    """Items that no other process works on until the claim expires.
 
     Attributes:
-        queue: As what they were claimed.
-        token: What they have while the claim holds.
-        items: The items, as they were when the claim was made.
+        queue: The queue from which the items were claimed.
+        token: Value of the field ``queue.claimed_by`` of the items.
+        items: The items, as read when they were claimed.
     """
 
     queue: Queue
@@ -76,37 +76,40 @@ class Claim(NamedTuple):
     items: list[CancellationItem]
 
     def rows(self) -> QuerySet[CancellationItem]:
-        """Return the items for which the claim still holds."""
+        """Return the items that still have the claim's token."""
         held = {self.queue.claimed_by: self.token, self.queue.state: Delivery.PENDING}
         return items().filter(**held)
 
     def released(self, **values: Any) -> dict[str, Any]:
-        """Return values together with those that end the claim."""
+        """Return the values, and those that clear the claim."""
         return {self.queue.claimed_by: None, self.queue.claimed_until: None, **values}
 
 
 def retry_deliveries(among: QuerySet[CancellationItem] | None = None) -> int:
-    """Try again what has failed for good: telling the executor, and handling.
+    """Make failed items due again, both for executors and for handlers.
 
     Args:
-        among: Among these items; by default among all.
+        among: The items to retry; all if None.
 
     Returns:
-        How many items are due again.
+        Number of retried deliveries and handlings.
     """
     among = CancellationItem.objects.all() if among is None else among
     among = among.using(database()).order_by()
     count = 0
     for queue in (DELIVERY, HANDLING):
-        again = {queue.state: Delivery.PENDING, queue.attempts: 0, queue.due: DatabaseNow()}
+        retried = {queue.state: Delivery.PENDING, queue.attempts: 0, queue.due: DatabaseNow()}
         failed = {queue.state: Delivery.FAILED}
         for keys in batches(among.filter(**failed), "id"):
-            count += len(update_unlocked(items().filter(pk__in=keys, **failed), **again))
+            count += len(update_unlocked(items().filter(pk__in=keys, **failed), **retried))
     return count
 
 
 def queue_size() -> dict[str, int]:
-    """Return the figures to watch: numbers of items and runs, and an age in seconds."""
+    """Return metrics by name: numbers of items and runs, and the age of the oldest due item.
+
+    The age, ``oldest_due_seconds``, is in seconds.
+    """
     now = database_now(database())
     oldest = None
     figures = {}
@@ -128,32 +131,32 @@ def queue_size() -> dict[str, int]:
 
 
 def database() -> str:
-    """Return the alias of the database with the outbox."""
+    """Return the alias of the database that has the items."""
     return router.db_for_write(CancellationItem)
 
 
 def items() -> QuerySet[CancellationItem]:
-    """Return all items, of the database that is written to."""
+    """Return all items, on the database for writes."""
     return CancellationItem.objects.using(database())
 
 
 def aliases_with_due_items() -> list[str]:
-    """Return the backends that have something to be told, in one statement."""
+    """Return the aliases of backends with due items, in one query."""
     pending = items().filter(delivery=Delivery.PENDING, claimed_by=None)
     due = pending.filter(next_attempt_at__lte=DatabaseNow())
     return read_distinct(due, "backend", MAX_ALIASES)
 
 
 def claim_due(queue: Queue, limit: int, **lookups: str) -> Claim | None:
-    """Claim items that are due, those first that have been for longest, and count the attempt.
+    """Claim due items, the oldest first, and increment their attempts.
 
     Args:
-        queue: As what.
-        limit: How many at most.
-        lookups: Among which items.
+        queue: The queue to claim from (delivery or handling).
+        limit: Maximum number of items.
+        lookups: Extra filters for the items.
 
     Returns:
-        The claim; None when nothing is due.
+        The claim, or None if no item is due.
     """
     due = items().filter(
         **{queue.state: Delivery.PENDING, queue.claimed_by: None},
@@ -164,12 +167,12 @@ def claim_due(queue: Queue, limit: int, **lookups: str) -> Claim | None:
 
 
 def claim_abandoned(queue: Queue) -> Claim | None:
-    """Claim a single item whose claim has run out, and count the attempt; None if there is none."""
+    """Claim one item with an expired claim and increment its attempts; None if there is none."""
     abandoned = items().filter(
         **{queue.state: Delivery.PENDING, f"{queue.claimed_until}__lte": DatabaseNow()}
     )
-    place = (queue.claimed_until,)
-    return _claim(queue, abandoned, queue.claimed_until, 1, place)
+    rotation_key = (queue.claimed_until,)
+    return _claim(queue, abandoned, queue.claimed_until, 1, rotation_key)
 
 
 def _claim(
@@ -177,16 +180,16 @@ def _claim(
     rows: QuerySet[CancellationItem],
     order: str,
     limit: int,
-    place: tuple[str, ...],
+    rotation_key: tuple[str, ...],
 ) -> Claim | None:
-    rotation = _rotations.setdefault(place, Rotation(order))
+    rotation = _rotations.setdefault(rotation_key, Rotation(order))
     window = rotation.window(rows, limit)
-    spent = {item.pk for item in window if _is_spent(queue, item)}
+    exhausted = {item.pk for item in window if _has_no_attempts_left(queue, item)}
     for item in window:
-        if item.pk in spent:
-            _give_up(queue, rows, item)
+        if item.pk in exhausted:
+            _mark_failed(queue, rows, item)
     token = uuid4()
-    pks = [item.pk for item in window if item.pk not in spent]
+    pks = [item.pk for item in window if item.pk not in exhausted]
     update_unlocked(
         rows.filter(pk__in=pks),
         **{
@@ -195,76 +198,77 @@ def _claim(
             queue.claimed_until: DatabaseNow() + CLAIM_DURATION,
         },
     )
-    # Read again: another worker may have claimed some of them since the window was read, or
-    # somebody may have asked for force.
+    # Read the items again: another worker may have claimed some since the first query, or a
+    # request with force may have changed them.
     fresh = Claim(queue, token, []).rows().in_bulk(pks)
-    rotation.advance({*fresh, *spent})
+    rotation.advance({*fresh, *exhausted})
     claimed = [fresh[item.pk] for item in window if item.pk in fresh]
     return Claim(queue, token, claimed) if window else None
 
 
-def _is_spent(queue: Queue, item: CancellationItem) -> bool:
+def _has_no_attempts_left(queue: Queue, item: CancellationItem) -> bool:
     return bool(getattr(item, queue.attempts) >= settings.MAX_ATTEMPTS)
 
 
-def _give_up(queue: Queue, rows: QuerySet[CancellationItem], item: CancellationItem) -> None:
-    """Let an item fail, unless somebody has recorded something else of it meanwhile."""
+def _mark_failed(queue: Queue, rows: QuerySet[CancellationItem], item: CancellationItem) -> None:
+    """Set an item to failed, unless another worker has attempted it since it was read."""
     error = getattr(item, queue.error) or "The worker ended during the last attempt."
     values = {queue.state: Delivery.FAILED, queue.due: None, queue.error: error}
     values |= {queue.claimed_by: None, queue.claimed_until: None}
-    same = rows.filter(**{"pk": item.pk, queue.attempts: getattr(item, queue.attempts)})
-    if update_unlocked(same, **values):
+    unchanged = rows.filter(**{"pk": item.pk, queue.attempts: getattr(item, queue.attempts)})
+    if update_unlocked(unchanged, **values):
         shown = printable(item.run_id), printable(error)
         logger.error("%s of %s has failed: %s", queue.state, *shown)
 
 
 def record(claim: Claim, values: Mapping[int, Mapping[str, Any]]) -> None:
-    """Write what came of claimed items, those with the same in one statement, and release them.
+    """Write results of claimed items and end the claim, with one UPDATE for equal results.
 
-    What a handler of the host has locked for long, or a trigger refuses, is told again when the
-    claim has run out.
+    Items that are locked, for example by a handler, or refused by a trigger are skipped; they are
+    delivered again when the claim has expired.
 
     Args:
         claim: The claim.
-        values: Fields by the key of the item.
+        values: Field values by primary key of the item.
     """
-    same: dict[tuple[tuple[str, Any], ...], list[int]] = defaultdict(list)
+    pks_by_values: dict[tuple[tuple[str, Any], ...], list[int]] = defaultdict(list)
     for pk, fields in values.items():
-        same[tuple(sorted(claim.released(**fields).items()))].append(pk)
-    for pairs, pks in same.items():
+        pks_by_values[tuple(sorted(claim.released(**fields).items()))].append(pk)
+    for pairs, pks in pks_by_values.items():
         update_unlocked(claim.rows().filter(pk__in=pks), **dict(pairs))
 
 
-def failed_handling(claim: Claim, item: CancellationItem, error: BaseException) -> Any:
-    """Log a handler that failed, and return what to record."""
+def handling_failure(claim: Claim, item: CancellationItem, error: BaseException) -> Any:
+    """Log the error of a handler, and return the field values to record."""
     is_last = item.handling_attempts >= settings.MAX_ATTEMPTS
     log_failure(claim.queue, item, error, is_last=is_last)
-    wait = spread(exponential(item.handling_attempts, LONGEST_WAIT_AFTER_FAILURE))
+    wait = jitter(backoff(item.handling_attempts, LONGEST_WAIT_AFTER_FAILURE))
     return {
         "handling": Delivery.FAILED if is_last else Delivery.PENDING,
         "next_handling_at": None if is_last else DatabaseNow() + wait,
-        "handling_error": described(error),
+        "handling_error": error_text(error),
     }
 
 
 def log_failure(
     queue: Queue, item: CancellationItem, error: BaseException, *, is_last: bool
 ) -> None:
-    """Log an attempt that failed, with where it came from at the first attempt and the last."""
+    """Log a failed attempt; the first and the last one with a traceback."""
     attempts = getattr(item, queue.attempts)
     log = logger.error if is_last else logger.warning
     with_traceback = is_last or attempts == 1
-    text = "".join(traceback.format_exception(error)) if with_traceback else described(error)
-    # The end says what has failed. Cut afterwards too: half a password is recognised as none.
+    text = "".join(traceback.format_exception(error)) if with_traceback else error_text(error)
+    # The end of a traceback has the error. Truncate again after redacting, as a truncated password
+    # is not recognised.
     shown = printable_lines(redact(text[-10 * MAX_LOG_LENGTH :])[-MAX_LOG_LENGTH:].strip())
     log("%s of %s, attempt %d: %s", queue.state, printable(item.run_id), attempts, shown)
 
 
-def described(error: BaseException) -> str:
-    """Return an error as text that may be recorded."""
+def error_text(error: BaseException) -> str:
+    """Return an error as text for the database."""
     return describe_error(error, MAX_ERROR_LENGTH)
 
 
-def spread(wait: timedelta) -> timedelta:
-    """Return half of a time to all of it, so that what fails together is not tried together."""
+def jitter(wait: timedelta) -> timedelta:
+    """Shorten a duration randomly by up to half, so that items are not all retried at once."""
     return wait * random.uniform(0.5, 1)  # spreads retries  # noqa: S311  # nosec B311

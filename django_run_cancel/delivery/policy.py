@@ -1,6 +1,6 @@
-"""Decides when an item is delivered, told again, escalated or failed: a pure function.
+"""``next_step()``: a pure function that decides what follows on an attempt to stop a run.
 
-Its cases are a table in ``docs/howto/delivery-worker.md``, which the tests run.
+The tests check it against the table of cases in ``docs/howto/delivery-worker.md``.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from django_run_cancel.states import Delivery, StopState
 LONGEST_WAIT_AFTER_FAILURE = timedelta(hours=1)
 
 LONGEST_WAIT_TO_REPEAT = timedelta(seconds=30)
-"""Between requests that perhaps nobody heard."""
+"""Maximum time between stop requests that the executor may not have received."""
 
 MAX_REPEATS = 3
-"""Of a request about a run that never started: its start is refused anyhow."""
+"""Maximum stop requests for a run that never started; ``execution()`` refuses its start anyway."""
 
 COOPERATIVE_ONLY = "This executor cannot stop it: its own checkpoints or the deadline end it."
 
 
-class Told(NamedTuple):
-    """What is known once a backend has been called for one item.
+class StopAttempt(NamedTuple):
+    """One attempt to stop a run: the backend's answer, and the state of item and run.
 
     Attributes:
         outcome: The answer; None if the attempt failed.
-        attempts: How many attempts there were, this one included.
-        force: Whether it was told by force.
-        can_force: Whether the backend can be told by force.
-        stop_state: Of the run; None if the run is gone.
-        cancelled_at: When the run was cancelled; None if the run is gone.
-        is_recorded: Whether the evidence that follows from the answer could be written.
+        attempts: Number of attempts, including this one.
+        force: Whether the stop request was sent with force.
+        can_force: Whether the backend supports force.
+        stop_state: Stop state of the run; None if the run has been deleted.
+        cancelled_at: Time of the cancellation; None if the run has been deleted.
+        is_recorded: False if the run's row was locked, so that its end could not be recorded.
     """
 
     outcome: StopOutcome | None
@@ -45,12 +45,12 @@ class Told(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """The settings that decide.
+    """Settings for the decision.
 
     Attributes:
-        grace: After which a run is told by force.
-        presume: After which a run is presumed to have stopped.
-        max_attempts: After which a delivery that fails has failed.
+        grace: Time after the cancellation until a stop request with force.
+        presume: Time after the cancellation until the run is presumed stopped.
+        max_attempts: Maximum number of failed attempts.
     """
 
     grace: timedelta
@@ -59,14 +59,14 @@ class Limits(NamedTuple):
 
 
 class NextStep(NamedTuple):
-    """What becomes of the item.
+    """The decision: new values of the item.
 
     Attributes:
-        delivery: Its new state.
-        wait: Until the next attempt, before it is spread; None for no other attempt.
-        escalates_at: When it is told by force; None for never.
-        attempts: What counts as attempts from now on.
-        note: What operators read in ``last_error``; None leaves it.
+        delivery: State of the delivery.
+        wait: Time until the next attempt, before jitter; None for no further attempt.
+        escalates_at: Time of a stop request with force; None for never.
+        attempts: Number of attempts to record.
+        note: Text for operators in ``last_error``; None keeps the existing one.
     """
 
     delivery: Delivery
@@ -76,64 +76,70 @@ class NextStep(NamedTuple):
     note: str | None = ""
 
 
-def next_step(told: Told, limits: Limits, now: datetime) -> NextStep:
-    """Decide what becomes of an item.
+def next_step(attempt: StopAttempt, limits: Limits, now: datetime) -> NextStep:
+    """Decide what follows on an attempt.
 
     Args:
-        told: What is known.
+        attempt: The attempt.
         limits: The settings.
-        now: The time of the database.
+        now: Current time of the database.
     """
-    delivered = NextStep(Delivery.DELIVERED, None, escalation(told, limits), told.attempts)
-    if told.outcome is None:
-        return _after_failure(told, limits)
-    if told.outcome == StopOutcome.STOPPED:
-        # Without evidence it is told again: the answer will be the same.
-        return delivered._replace(escalates_at=None) if told.is_recorded else _again(told, limits)
-    if told.outcome == StopOutcome.UNSUPPORTED:
+    delivered = NextStep(
+        Delivery.DELIVERED, None, escalation_time(attempt, limits), attempt.attempts
+    )
+    if attempt.outcome is None:
+        return _after_failure(attempt, limits)
+    if attempt.outcome == StopOutcome.STOPPED:
+        # If the end could not be recorded, repeat the request, for the same answer.
+        return (
+            delivered._replace(escalates_at=None)
+            if attempt.is_recorded
+            else _repeat(attempt, limits)
+        )
+    if attempt.outcome == StopOutcome.UNSUPPORTED:
         return delivered._replace(note=COOPERATIVE_ONLY)
-    if told.outcome == StopOutcome.TOLD_ONCE and _may_still_be_heard(told, limits, now):
-        step = _again(told, limits)
-        return step._replace(wait=_not_after(step.escalates_at, step.wait, now))
+    if attempt.outcome == StopOutcome.TOLD_ONCE and _needs_repetition(attempt, limits, now):
+        step = _repeat(attempt, limits)
+        return step._replace(wait=_limit_wait(step.escalates_at, step.wait, now))
     return delivered
 
 
-def escalation(told: Told, limits: Limits) -> datetime | None:
-    """Return when a run that still stops is to be told by force; None for never."""
-    if told.force or not told.can_force or told.stop_state != StopState.STOPPING:
+def escalation_time(attempt: StopAttempt, limits: Limits) -> datetime | None:
+    """Return the time of a stop request with force, if the run is still stopping; or None."""
+    if attempt.force or not attempt.can_force or attempt.stop_state != StopState.STOPPING:
         return None
-    return told.cancelled_at and told.cancelled_at + limits.grace
+    return attempt.cancelled_at and attempt.cancelled_at + limits.grace
 
 
-def exponential(attempts: int, longest: timedelta) -> timedelta:
-    """Return 2, 4, 8… seconds after so many attempts, at most ``longest``."""
+def backoff(attempts: int, longest: timedelta) -> timedelta:
+    """Return the wait after a number of attempts: 2, 4, 8… seconds, at most ``longest``."""
     return min(timedelta(seconds=2.0 ** min(attempts, 20)), longest)
 
 
-def _after_failure(told: Told, limits: Limits) -> NextStep:
-    if told.attempts >= limits.max_attempts:
-        return NextStep(Delivery.FAILED, attempts=told.attempts, note=None)
-    wait = exponential(told.attempts, LONGEST_WAIT_AFTER_FAILURE)
-    escalates_at = escalation(told, limits)
-    return NextStep(Delivery.PENDING, wait, escalates_at, told.attempts, note=None)
+def _after_failure(attempt: StopAttempt, limits: Limits) -> NextStep:
+    if attempt.attempts >= limits.max_attempts:
+        return NextStep(Delivery.FAILED, attempts=attempt.attempts, note=None)
+    wait = backoff(attempt.attempts, LONGEST_WAIT_AFTER_FAILURE)
+    escalates_at = escalation_time(attempt, limits)
+    return NextStep(Delivery.PENDING, wait, escalates_at, attempt.attempts, note=None)
 
 
-def _again(told: Told, limits: Limits) -> NextStep:
-    # Repetitions leave some attempts to failures.
-    attempts = min(told.attempts, limits.max_attempts // 2)
-    wait = exponential(told.attempts, LONGEST_WAIT_TO_REPEAT)
-    return NextStep(Delivery.PENDING, wait, escalation(told, limits), attempts)
+def _repeat(attempt: StopAttempt, limits: Limits) -> NextStep:
+    # Repetitions use at most half of the attempts, and leave the others for failures.
+    attempts = min(attempt.attempts, limits.max_attempts // 2)
+    wait = backoff(attempt.attempts, LONGEST_WAIT_TO_REPEAT)
+    return NextStep(Delivery.PENDING, wait, escalation_time(attempt, limits), attempts)
 
 
-def _may_still_be_heard(told: Told, limits: Limits, now: datetime) -> bool:
-    if told.cancelled_at is None or told.cancelled_at + limits.presume <= now:
+def _needs_repetition(attempt: StopAttempt, limits: Limits, now: datetime) -> bool:
+    if attempt.cancelled_at is None or attempt.cancelled_at + limits.presume <= now:
         return False
-    if told.stop_state == StopState.NEVER_STARTED:
-        return told.attempts < MAX_REPEATS
-    return told.stop_state == StopState.STOPPING
+    if attempt.stop_state == StopState.NEVER_STARTED:
+        return attempt.attempts < MAX_REPEATS
+    return attempt.stop_state == StopState.STOPPING
 
 
-def _not_after(
+def _limit_wait(
     escalates_at: datetime | None, wait: timedelta | None, now: datetime
 ) -> timedelta | None:
     if escalates_at is None or wait is None:

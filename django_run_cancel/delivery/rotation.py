@@ -1,7 +1,7 @@
-"""``Rotation``: reads due rows in batches, and goes on behind rows that could not be written.
+"""``Rotation``: reads due rows in batches, and continues after rows that could not be updated.
 
-A row that a trigger refuses stays due. Without this, as many of them as a window has rows would
-keep all others waiting.
+A row that the database refuses to update stays due. Without rotation, a full batch of such rows
+would be read again and again, and block all later rows.
 """
 
 from __future__ import annotations
@@ -15,50 +15,49 @@ from django.db.models import Q, QuerySet
 
 
 class Rotation:
-    """The position of this process among rows in one order."""
+    """Position of this process in the rows of a queue, ordered by one field."""
 
     def __init__(self, field: str) -> None:
         self._field = field
-        self._after: tuple[Any, Any] | None = None
+        self._last_row: tuple[Any, Any] | None = None
         self._window: list[tuple[Any, Any]] = []
         self._limit = 0
         self._ended_at = float("-inf")
 
     def window(self, rows: QuerySet[Any], limit: int) -> list[Any]:
-        """Return the next rows that nobody has locked at this moment.
-
-        Call ``advance`` when they have been dealt with.
+        """Return the next due rows that are not locked. Call ``advance()`` after processing them.
 
         Args:
-            rows: The rows that are due.
-            limit: How many at most.
+            rows: The due rows.
+            limit: Maximum number of rows.
         """
         rows = rows.order_by(self._field, "pk")
-        found = []
-        if self._after is not None:
-            value, pk = self._after
-            same = Q(**{self._field: value}, pk__gt=pk)
-            found = _unlocked(rows.filter(Q(**{f"{self._field}__gt": value}) | same), limit)
-        if not found:  # behind the last row: whoever stops when nothing is left must not stop yet
-            found = _unlocked(rows, limit)
-        self._window = [(getattr(row, self._field), row.pk) for row in found]
+        window = []
+        if self._last_row is not None:
+            value, pk = self._last_row
+            same_value = Q(**{self._field: value}, pk__gt=pk)
+            after_last = Q(**{f"{self._field}__gt": value}) | same_value
+            window = _unlocked(rows.filter(after_last), limit)
+        if not window:  # restart at once: an empty window would tell callers that nothing is due
+            window = _unlocked(rows, limit)
+        self._window = [(getattr(row, self._field), row.pk) for row in window]
         self._limit = limit
-        if len(found) < limit:
+        if len(window) < limit:
             self._ended_at = time.monotonic()
-        return found
+        return window
 
     def advance(self, written: Iterable[Any]) -> None:
-        """Go on behind the window if rows of it could not be written; else start at the first.
+        """Continue after the window if some of its rows were not updated; else restart.
 
         Args:
-            written: The keys that were written.
+            written: Primary keys of the updated rows.
         """
         is_last = len(self._window) < self._limit
         refused = {pk for _, pk in self._window}.difference(written)
-        self._after = None if is_last or not refused else self._window[-1]
+        self._last_row = None if is_last or not refused else self._window[-1]
 
     def ended_within(self, seconds: float) -> bool:
-        """Tell whether the window with the last of all rows was read so recently."""
+        """Tell whether ``window()`` has reached the last row within the last ``seconds``."""
         return time.monotonic() < self._ended_at + seconds
 
 

@@ -1,4 +1,4 @@
-"""Deadlines of silent runs: escalation to force, presumed stops, and stalled runs timed out."""
+"""Deadlines of runs: escalation to force, presumption of stops, and time-out of stalled runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from django_run_cancel.states import Delivery, RunStatus, StopState
 logger = logging.getLogger("django_run_cancel")
 
 SECONDS_BETWEEN_LOOKS = 1.0
-"""Between two looks at all runs that are stopping."""
+"""Minimum time between two scans of all stopping runs in one process."""
 
 _escalating = Rotation("escalates_at")
 _stopping = Rotation("created_at")
@@ -29,36 +29,40 @@ _running = Rotation("created_at")
 
 
 def escalate(limit: int = 100) -> int:
-    """Tell executors again, and by force, about runs that have outlived the grace.
+    """Make items due for a stop request with force, if their run is still stopping after the grace.
 
     Args:
-        limit: How many to look at.
+        limit: Maximum number of items to read.
 
     Returns:
-        How many are due again.
+        Number of items that are due again.
     """
     delivered = outbox.items().filter(delivery=Delivery.DELIVERED)
     window = _escalating.window(delivered.filter(escalates_at__lte=DatabaseNow()), limit)
     if not window:
         return 0
     stopping = run_rows(run_id__in=[item.run_id for item in window], stop_state=StopState.STOPPING)
-    found = set(stopping.values_list("run_id", flat=True))
-    to_tell = delivered.filter(pk__in=[item.pk for item in window if item.run_id in found])
-    stopped = delivered.filter(pk__in=[item.pk for item in window if item.run_id not in found])
-    told = locks.update_unlocked(to_tell, **DUE_BY_FORCE)
-    written = locks.update_unlocked(stopped, escalates_at=None)
-    _escalating.advance([*told, *written])
-    return len(told)
+    stopping_ids = set(stopping.values_list("run_id", flat=True))
+    to_escalate = delivered.filter(
+        pk__in=[item.pk for item in window if item.run_id in stopping_ids]
+    )
+    stopped = delivered.filter(
+        pk__in=[item.pk for item in window if item.run_id not in stopping_ids]
+    )
+    escalated = locks.update_unlocked(to_escalate, **DUE_BY_FORCE)
+    cleared = locks.update_unlocked(stopped, escalates_at=None)
+    _escalating.advance([*escalated, *cleared])
+    return len(escalated)
 
 
 def presume(limit: int = 100) -> int:
-    """Presume of runs that were cancelled long ago that their code does not run any more.
+    """Set runs that are still stopping after ``RUN_CANCEL_PRESUME_SECONDS`` to ``presumed``.
 
     Args:
-        limit: How many at most.
+        limit: Maximum number of runs.
 
     Returns:
-        How many.
+        Number of updated runs.
     """
     runs = run_rows(stop_state=StopState.STOPPING)
     long_ago = DatabaseNow() - timedelta(seconds=settings.PRESUME_SECONDS)
@@ -70,31 +74,30 @@ def presume(limit: int = 100) -> int:
     return len(recorded)
 
 
-def look_for_silent(limit: int = 100) -> int:
-    """Do ``presume``, but once all have been looked at, not before a second has passed.
+def presume_if_due(limit: int = 100) -> int:
+    """Call ``presume()``, but start a new scan at most once a second.
 
-    All runs that are stopping must be read for it.
+    A scan reads all stopping runs.
 
     Args:
-        limit: How many at most.
+        limit: Maximum number of runs.
 
     Returns:
-        How many.
+        Number of updated runs.
     """
     return 0 if _stopping.ended_within(SECONDS_BETWEEN_LOOKS) else presume(limit)
 
 
-def look_for_stalled(limit: int = 100) -> int:
-    """Do ``mark_stalled`` with ``RUN_CANCEL_STALLED_SECONDS``, if that is set, now and then.
+def mark_stalled_if_due(limit: int = 100) -> int:
+    """Call ``mark_stalled()`` if ``RUN_CANCEL_STALLED_SECONDS`` is set, ten times in that span.
 
-    All running runs must be read for it. An index would have to be written with each heartbeat, so
-    it is rather done in each process ten times in that span.
+    A scan reads all running runs, as an index of heartbeats would be written with each of them.
 
     Args:
-        limit: How many at most.
+        limit: Maximum number of runs.
 
     Returns:
-        How many.
+        Number of updated runs.
     """
     seconds = settings.STALLED_SECONDS
     if seconds is None or _running.ended_within(seconds / 10):
@@ -103,14 +106,16 @@ def look_for_stalled(limit: int = 100) -> int:
 
 
 def mark_stalled(seconds: float, limit: int = 100) -> int:
-    """Set running runs to ``timed_out`` that have given no sign of life for too long.
+    """Set running runs without a recent heartbeat to ``timed_out``.
+
+    Only useful if the code of all runs uses ``execution()``, which writes heartbeats.
 
     Args:
-        seconds: How long. Only for runs that use ``execution()``, which gives them.
-        limit: How many at most.
+        seconds: Maximum age of the last heartbeat.
+        limit: Maximum number of runs.
 
     Returns:
-        How many.
+        Number of updated runs.
     """
     running = run_rows(status=RunStatus.RUNNING)
     before = DatabaseNow() - timedelta(seconds=seconds)
@@ -120,7 +125,7 @@ def mark_stalled(seconds: float, limit: int = 100) -> int:
     reason = f"No sign of life for {seconds:g} seconds."
     window = _running.window(silent, limit)
     written = []
-    # One by one: rows that are locked together must be locked in the order of cancellations.
+    # Update one row at a time: several would have to be locked in the order of cancellations.
     for run in window:
         if locks.update_unlocked(
             silent.filter(pk=run.pk),

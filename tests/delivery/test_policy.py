@@ -13,8 +13,8 @@ from django_run_cancel.delivery.policy import (
     COOPERATIVE_ONLY,
     Limits,
     NextStep,
-    Told,
-    exponential,
+    StopAttempt,
+    backoff,
     next_step,
 )
 
@@ -29,11 +29,11 @@ def table() -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")] for line in lines[2:]]
 
 
-def told_in(row: list[str]) -> Told:
+def attempt_in(row: list[str]) -> StopAttempt:
     answer, run, attempt, force, *_ = row
     outcome = re.match(r"`(\w+)`", answer)
     is_deleted = run == "deleted"
-    return Told(
+    return StopAttempt(
         outcome=StopOutcome(outcome[1]) if outcome else None,
         attempts=int(attempt),
         force=force == "was used",
@@ -56,41 +56,43 @@ def shown(step: NextStep) -> list[str]:
 
 @pytest.mark.parametrize("row", table(), ids=" ".join)
 def test_case(row: list[str]) -> None:
-    assert shown(next_step(told_in(row), LIMITS, NOW)) == row[4:]
+    assert shown(next_step(attempt_in(row), LIMITS, NOW)) == row[4:]
 
 
 def test_table__has_every_answer() -> None:
-    answers = {told_in(row).outcome for row in table()}
+    answers = {attempt_in(row).outcome for row in table()}
     assert answers == {*StopOutcome, None}
     assert len(table()) > 20
 
 
 def test_repetitions__leave_attempts_to_failures() -> None:
-    told = Told(StopOutcome.TOLD_ONCE, 9, stop_state="stopping", cancelled_at=NOW)
-    assert next_step(told, LIMITS, NOW).attempts == 5
+    attempt = StopAttempt(StopOutcome.TOLD_ONCE, 9, stop_state="stopping", cancelled_at=NOW)
+    assert next_step(attempt, LIMITS, NOW).attempts == 5
 
 
 def test_told_once__not_after_the_presumption() -> None:
-    told = Told(StopOutcome.TOLD_ONCE, 1, stop_state="stopping", cancelled_at=NOW)
+    attempt = StopAttempt(StopOutcome.TOLD_ONCE, 1, stop_state="stopping", cancelled_at=NOW)
     before, after = NOW + timedelta(seconds=299.9), NOW + timedelta(seconds=300)
-    assert [next_step(told, LIMITS, now).delivery for now in (before, after)] == [
+    assert [next_step(attempt, LIMITS, now).delivery for now in (before, after)] == [
         "pending",
         "delivered",
     ]
 
 
 def test_overdue_escalation__is_next() -> None:
-    told = Told(StopOutcome.TOLD_ONCE, 9, can_force=True, stop_state="stopping", cancelled_at=NOW)
-    step = next_step(told, LIMITS, NOW + timedelta(seconds=40))
+    attempt = StopAttempt(
+        StopOutcome.TOLD_ONCE, 9, can_force=True, stop_state="stopping", cancelled_at=NOW
+    )
+    step = next_step(attempt, LIMITS, NOW + timedelta(seconds=40))
     assert step.wait == timedelta()
 
 
 def test_unsupported__is_said() -> None:
-    assert next_step(Told(StopOutcome.UNSUPPORTED, 1), LIMITS, NOW).note == COOPERATIVE_ONLY
+    assert next_step(StopAttempt(StopOutcome.UNSUPPORTED, 1), LIMITS, NOW).note == COOPERATIVE_ONLY
 
 
 def test_failure__keeps_what_the_caller_records() -> None:
-    assert next_step(Told(None, 1), LIMITS, NOW).note is None
+    assert next_step(StopAttempt(None, 1), LIMITS, NOW).note is None
 
 
 def test_waits__have_upper_bounds() -> None:
@@ -105,4 +107,4 @@ def test_waits__have_upper_bounds() -> None:
     ("attempts", "seconds"), [(1, 2), (3, 8), (11, 2048), (12, 3600), (10**6, 3600)]
 )
 def test_exponential(attempts: int, seconds: int) -> None:
-    assert exponential(attempts, timedelta(hours=1)) == timedelta(seconds=seconds)
+    assert backoff(attempts, timedelta(hours=1)) == timedelta(seconds=seconds)

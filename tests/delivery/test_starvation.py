@@ -284,11 +284,11 @@ def test_spent_item__of_which_something_is_recorded_meanwhile(
     claim_all()
     pass_time(outbox.CLAIM_DURATION.total_seconds() + 1)
 
-    def is_spent(queue: Any, item: CancellationItem) -> bool:
+    def has_no_attempts_left(queue: Any, item: CancellationItem) -> bool:
         CancellationItem.objects.filter(pk=item.pk).update(**recorded)
         return True
 
-    monkeypatch.setattr(outbox, "_is_spent", is_spent)
+    monkeypatch.setattr(outbox, "_has_no_attempts_left", has_no_attempts_left)
     assert outbox.claim_abandoned(DELIVERY) is not None
     assert item_of(run).delivery == delivery
     assert "has failed" not in caplog.text

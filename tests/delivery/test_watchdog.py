@@ -15,10 +15,10 @@ from django_run_cancel.cancellation.evidence import record_stopped
 from django_run_cancel.delivery import deliver_due, rotation, watchdog
 from django_run_cancel.delivery.watchdog import (
     escalate,
-    look_for_silent,
-    look_for_stalled,
     mark_stalled,
+    mark_stalled_if_due,
     presume,
+    presume_if_due,
 )
 from django_run_cancel.models import CancellationItem, get_run_model
 from django_run_cancel.states import RunStatus
@@ -159,7 +159,7 @@ def test_presume__the_oldest_first(dummy: DummyBackend) -> None:
     assert presume(limit=1) == 0
 
 
-def test_look_for_silent__reads_all_runs_no_more_than_once_a_second(
+def test_presume_if_due__reads_all_runs_no_more_than_once_a_second(
     dummy: DummyBackend, monkeypatch: Any
 ) -> None:
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
@@ -167,13 +167,13 @@ def test_look_for_silent__reads_all_runs_no_more_than_once_a_second(
     runs = [cancelled(backend="", external_id="") for _ in range(3)]
     get_run_model().objects.update(finished_at=timezone.now() - timedelta(seconds=301))
     clock.now += 1.001
-    assert [look_for_silent(limit=2), look_for_silent(limit=2)] == [2, 1]  # at once if full
+    assert [presume_if_due(limit=2), presume_if_due(limit=2)] == [2, 1]  # at once if full
     with CaptureQueriesContext(connection) as captured:
-        assert look_for_silent() == 0
+        assert presume_if_due() == 0
     assert len(captured) == 0
     get_run_model().objects.filter(pk=runs[0].pk).update(stop_state="stopping")
     clock.now += 1.001
-    assert look_for_silent() == 1
+    assert presume_if_due() == 1
 
 
 def test_presumed__is_still_delivered(dummy: DummyBackend) -> None:
@@ -209,24 +209,24 @@ def test_mark_stalled__only_when_the_host_wants_it(dummy: DummyBackend, settings
     assert stalled.finished_at is not None
 
 
-def test_look_for_stalled__now_and_then(
+def test_mark_stalled_if_due__now_and_then(
     dummy: DummyBackend, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It reads all running runs."""
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(rotation, "time", clock)
     settings.RUN_CANCEL_STALLED_SECONDS = 60
-    assert look_for_stalled() == 0
+    assert mark_stalled_if_due() == 0
     for _ in range(3):
         silent(100)
-    assert look_for_stalled() == 0
+    assert mark_stalled_if_due() == 0
     clock.now += 7
-    assert [look_for_stalled(limit=2), look_for_stalled(limit=2)] == [2, 1]  # at once if full
+    assert [mark_stalled_if_due(limit=2), mark_stalled_if_due(limit=2)] == [2, 1]  # at once if full
     silent(100)
     clock.now += 5
-    assert look_for_stalled() == 0
+    assert mark_stalled_if_due() == 0
     clock.now += 2
-    assert look_for_stalled() == 1
+    assert mark_stalled_if_due() == 1
 
 
 @pytest.mark.skipif(IS_SQLITE, reason="SQLite locks no rows")
