@@ -1,4 +1,4 @@
-"""Backends: how each executor is given a run, and is told to stop one."""
+"""Backends: adapters that send runs to an executor and stop them there. One class per executor."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ _lock = threading.Lock()
 
 
 def get_backend(alias: str) -> BaseBackend:
-    """Return the backend with this alias, made once for each configuration it has had.
+    """Return the backend with this alias. It is created once for each configuration.
 
     Args:
         alias: A key of ``RUN_CANCEL_BACKENDS``.
 
     Raises:
         UnknownBackend: The setting has no such alias.
-        ImproperlyConfigured: Its class is no backend, or refuses the options.
-        ImportError: Its class or the package of its executor cannot be imported.
+        ImproperlyConfigured: The class is not a BaseBackend, or refuses the options.
+        ImportError: The class or the package of the executor cannot be imported.
     """
     configuration = settings.BACKENDS.get(alias)
     if configuration is None:
         raise UnknownBackend(alias)
     with _lock:
-        known = _instances.get(alias)
-        if known is None or known[0] != configuration:
-            known = _instances[alias] = configuration, _make(alias, **configuration)
-        return known[1]
+        cached = _instances.get(alias)
+        if cached is None or cached[0] != configuration:
+            cached = _instances[alias] = configuration, _create(alias, **configuration)
+        return cached[1]
 
 
-def _make(alias: str, BACKEND: str, OPTIONS: dict[str, Any] | None = None) -> BaseBackend:  # noqa: N803
+def _create(alias: str, BACKEND: str, OPTIONS: dict[str, Any] | None = None) -> BaseBackend:  # noqa: N803
     backend = import_string(BACKEND)
     if not (isinstance(backend, type) and issubclass(backend, BaseBackend)):
         raise ImproperlyConfigured(f"{BACKEND} of the backend {alias!r} is no BaseBackend.")

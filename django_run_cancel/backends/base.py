@@ -1,4 +1,4 @@
-"""The base class of backends, and what goes into their methods and comes out."""
+"""``BaseBackend``, the base class of backends, and the types of its arguments and results."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ if TYPE_CHECKING:
 __all__ = ["BackendError", "BaseBackend", "StopOutcome", "StopRequest", "TaskCall"]
 
 DISPATCHED = "run_cancel_dispatched"
-"""Header or option of a task that works on a run which exists already, and is no run of its own."""
+"""Header or option of tasks that ``dispatch()`` sends: integrations create no run for them."""
 
 MAX_TIMEOUT = 10.0
-"""Seconds. A step of the delivery worker waits for a few of these, and must end within its lease.
+"""Maximum of the option TIMEOUT, in seconds.
+
+A step of the delivery worker may wait for several timeouts, and must end before its claim expires.
 """
 
 
 class StopOutcome(StrEnum):
-    """What came of telling an executor to stop a run.
+    """Result of a stop request to an executor.
 
     Attributes:
-        TOLD: Handed over, and the executor keeps it. Never proof that the run has stopped.
-        TOLD_ONCE: Handed over, but perhaps nobody heard it or it is forgotten: it is repeated
-            until the run has stopped.
-        STOPPED: The executor confirms that the run is not running and will not run. If it was
-            running, that a job which only waits has been dropped confirms nothing.
-        UNSUPPORTED: This executor cannot do it; the code's own checkpoints or the deadline end
-            the run.
+        TOLD: The executor has stored the request. This does not prove that the run has stopped.
+        TOLD_ONCE: The request was sent, but workers may miss or forget it. The delivery worker
+            repeats it until the run has stopped.
+        STOPPED: The executor confirms that the code of the run is not executing and will not be.
+            If the run was running, dropping a waiting job does not confirm that.
+        UNSUPPORTED: The executor cannot stop the run; its own checkpoints or the deadline end it.
     """
 
     TOLD = "told"
@@ -51,8 +52,8 @@ class StopRequest(NamedTuple):
 
     Attributes:
         run_id: Public id of the run.
-        external_id: Its id at the executor.
-        running: Whether its code may be at work.
+        external_id: Id of its task at the executor.
+        running: Whether its code may be executing.
     """
 
     run_id: str
@@ -61,13 +62,13 @@ class StopRequest(NamedTuple):
 
 
 class TaskCall(NamedTuple):
-    """The task that works on a run and what it is given: the arguments of ``dispatch()``.
+    """The task of a run with its arguments, as passed to ``dispatch()``.
 
     Attributes:
         task: Name of the task; None for the one in the ``OPTIONS``.
         args: Positional arguments, after the run id.
         kwargs: Keyword arguments.
-        options: How to send the task, in words of the executor.
+        options: Options of the executor for sending the task.
     """
 
     task: str | None = None
@@ -77,19 +78,19 @@ class TaskCall(NamedTuple):
 
 
 class BaseBackend:
-    """An executor, as one alias of ``RUN_CANCEL_BACKENDS`` configures it.
+    """An executor that one alias of ``RUN_CANCEL_BACKENDS`` configures.
 
-    Instances are shared by threads.
+    Threads share an instance.
 
     Attributes:
-        can_stop_running: It asks running code to stop, beyond our own checkpoints.
-        can_force: It kills running code.
-        keeps_requests: The executor remembers what it is told; if not, it is told again until the
-            run has stopped.
+        can_stop_running: Whether ``stop()`` without force interrupts running code.
+        can_force: Whether ``stop()`` with force kills running code.
+        keeps_requests: Whether the executor stores stop requests. If not, the delivery worker
+            repeats them until the run has stopped.
         required_options: Keys that ``OPTIONS`` must have.
-        optional_options: Keys that it may have, besides ``TIMEOUT``.
-        task_option: The key that names the task; blank if runs have no task to choose.
-        dispatch_options: The options that ``dispatch()`` takes; None for any.
+        optional_options: Keys that ``OPTIONS`` may have, besides ``TIMEOUT``.
+        task_option: Key of ``OPTIONS`` with the default task; blank if the backend has no tasks.
+        dispatch_options: Options that ``dispatch()`` accepts; None for any.
     """
 
     can_stop_running: ClassVar[bool] = False
@@ -101,14 +102,14 @@ class BaseBackend:
     dispatch_options: ClassVar[frozenset[str] | None] = frozenset()
 
     def __init__(self, alias: str, options: Mapping[str, Any]) -> None:
-        """Take the options; connect to nothing.
+        """Validate the options, without connecting to the executor.
 
         Args:
-            alias: Its key in ``RUN_CANCEL_BACKENDS``.
-            options: Its ``OPTIONS``. ``TIMEOUT`` is in seconds, 2 by default and at most 10.
+            alias: Key in ``RUN_CANCEL_BACKENDS``.
+            options: The ``OPTIONS``. ``TIMEOUT`` is in seconds, 2 by default and at most 10.
 
         Raises:
-            ImproperlyConfigured: An option is unknown, missing or wrong.
+            ImproperlyConfigured: An option is unknown, missing or invalid.
         """
         known = self.required_options | self.optional_options | {"TIMEOUT", self.task_option} - {""}
         if unknown := sorted(set(options) - known):
@@ -129,14 +130,14 @@ class BaseBackend:
         self.timeout = float(timeout)
 
     def new_external_id(self, run: AbstractRun) -> str:
-        """Return the id that a run will have at the executor; it is saved before ``dispatch``."""
+        """Return a new ``external_id`` for a run, which is saved before ``dispatch()``."""
         return str(uuid.uuid4())
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
-        """Return system checks. Only ``manage.py check --deploy`` may connect to the executor.
+        """Return messages of system checks; connect to the executor only with ``check --deploy``.
 
         Args:
-            kwargs: As Django gives them to system checks; ``deploy`` says whether it is that.
+            kwargs: The arguments that Django passes to system checks, and ``deploy``, a bool.
         """
         try:
             if self.task_option in self.options:
@@ -165,10 +166,10 @@ class BaseBackend:
         return []
 
     def get_task(self, name: str) -> Any:
-        """Return the task with this name. By default the name is a dotted path.
+        """Return the task with this name; by default the name is a dotted path.
 
         Raises:
-            UnknownTask: There is none.
+            UnknownTask: There is no task with this name.
         """
         try:
             return import_string(name)
@@ -176,11 +177,11 @@ class BaseBackend:
             raise UnknownTask(self.alias, name) from error
 
     def check_call(self, call: TaskCall) -> None:
-        """Check a call before it is accepted for dispatch; the executor is not connected to.
+        """Validate a call before ``dispatch()``, without connecting to the executor.
 
         Raises:
-            TypeError: This backend cannot send such a call.
-            UnknownTask: It has no such task.
+            TypeError: The backend does not support the call.
+            UnknownTask: There is no task with this name.
         """
         if call.task is None:
             if self.task_option and self.task_option not in self.options:
@@ -201,36 +202,37 @@ class BaseBackend:
             )
 
     def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
-        """Hand a run to the executor as ``run.external_id``, within the timeout.
+        """Send the task of a run to the executor, with the id ``run.external_id``.
 
-        A run may be handed over more than once, after a process that died before it could say that
-        it had. The task gets the ``run_id`` first, and then what the call names.
+        The task's first argument is the ``run_id``; those of the call follow. The method returns
+        within the timeout. It may be called again for the same run, if a process died before it
+        recorded the dispatch.
 
         Args:
             run: The run.
-            call: What ``check_call()`` has accepted, as JSON would give it back.
+            call: A call that ``check_call()`` has accepted, with JSON values.
 
         Raises:
-            BackendError: The executor could not be reached, or refused.
+            BackendError: The executor could not be reached, or refused the task.
         """
         raise NotImplementedError
 
     def stop(
         self, requests: Sequence[StopRequest], *, force: bool
     ) -> Mapping[str, StopOutcome | Exception]:
-        """Tell the executor to stop runs, those first that are running.
+        """Send stop requests to the executor.
 
-        Unknown, finished and repeated ids are no error. An executor that is away costs one timeout
-        and not one for each id.
+        Unknown, finished and repeated ids are no error. If the executor is unavailable, the call
+        takes one timeout, not one for each id.
 
         Args:
-            requests: The runs.
-            force: Kill running code, where that can be done.
+            requests: The runs to stop; running ones come first.
+            force: Whether to kill running code, if the executor can.
 
         Returns:
-            For each external id what came of it, or the exception that prevented it.
+            The outcome, or the exception that prevented it, by external id.
         """
         raise NotImplementedError
 
     def ping(self) -> None:
-        """Reach the executor within the timeout, or raise anything. By default, do nothing."""
+        """Connect to the executor within the timeout, or raise an error. By default, do nothing."""

@@ -1,4 +1,4 @@
-"""Calls into clients of executors, with a timeout that the clients themselves do not have."""
+"""Calls with a timeout, for clients of executors that have none themselves."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from django_run_cancel.models import get_run_model
 Result = TypeVar("Result")
 
 MAX_WAITING = 8
-"""Calls of a backend at a time, so that those which a dead server never answers do not pile up."""
+"""Maximum concurrent calls per backend: limits the threads that wait for a dead server."""
 
-_free: dict[str, BoundedSemaphore] = defaultdict(lambda: BoundedSemaphore(MAX_WAITING))
+_free_slots: dict[str, BoundedSemaphore] = defaultdict(lambda: BoundedSemaphore(MAX_WAITING))
 
 
 def call_bounded(function: Callable[[], Result], alias: str, timeout: float) -> Result:
-    """Call a function in a thread of its own, and stop waiting for it after a while.
+    """Call a function in a new thread, and wait for its result until the timeout.
 
-    What is not waited for any more goes on in its thread, and may still have an effect.
+    After the timeout the function continues in its thread, and may still have an effect.
 
     Args:
-        function: What to call. It has database connections of its own.
-        alias: Of the backend.
+        function: The function. It uses its own database connections.
+        alias: Alias of the backend.
         timeout: Seconds to wait.
 
     Returns:
-        What the function returns.
+        The result of the function.
 
     Raises:
-        TimeoutError: It takes longer.
-        Exception: Whatever the function raises.
+        TimeoutError: The function takes longer than the timeout.
+        Exception: Any exception of the function.
     """
-    until = time.monotonic() + timeout
-    free = _free[alias]
-    if free.acquire(timeout=timeout):
+    deadline = time.monotonic() + timeout
+    free_slots = _free_slots[alias]
+    if free_slots.acquire(timeout=timeout):
         future = call_in_thread(function)
-        future.add_done_callback(lambda _: free.release())
+        future.add_done_callback(lambda _: free_slots.release())
         try:
-            return future.result(until - time.monotonic())
+            return future.result(deadline - time.monotonic())
         except TimeoutError:
             if future.done():
                 raise
@@ -54,20 +54,20 @@ def call_bounded(function: Callable[[], Result], alias: str, timeout: float) -> 
 def call_database(
     function: Callable[[], Result], using: str | None, alias: str, timeout: float
 ) -> Result:
-    """Call a function that uses a database, bounded unless it is the database of the runs.
+    """Call a function that queries a database, with a timeout unless it is the runs' database.
 
-    That one needs no watching: without it nothing gets here. And what is done there belongs to the
-    transaction that is open on its connection.
+    The runs' database needs no timeout: if it were unavailable, the caller could not have read the
+    runs. The queries must also be part of a transaction that is open on its connection.
 
     Args:
-        function: What to call.
-        using: Alias of the database; None when Django does not know it.
-        alias: Of the backend.
+        function: The function.
+        using: Alias of the database; None if it is not in ``DATABASES``.
+        alias: Alias of the backend.
         timeout: Seconds to wait for another database.
 
     Raises:
-        TimeoutError: It takes longer.
-        Exception: Whatever the function raises.
+        TimeoutError: The function takes longer than the timeout.
+        Exception: Any exception of the function.
     """
     if using == router.db_for_write(get_run_model()):
         with transaction.atomic(using=using):

@@ -1,4 +1,4 @@
-"""Celery, on Redis or RabbitMQ: tasks are revoked, and by force killed with their process."""
+"""Celery backend: revokes tasks, and with force kills the processes that execute them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from django_run_cancel.exceptions import UnknownTask
 from django_run_cancel.models import AbstractRun
 
 SIGNALLED = {"prefork", "processes", "gevent", "eventlet"}
-"""Pools whose workers can interrupt a task; in the last two it is an exception at a switch."""
+"""Pools whose workers can interrupt a task: with a signal, or a greenlet with an exception."""
 
 KILLABLE = {"prefork", "processes"}
 
 
 class _ProducesOnce(Producer):
-    """Publishes or fails. The mailbox asks for retries, which would have no end."""
+    """Publishes without retries. The mailbox asks for retries, which would never end."""
 
     def publish(self, *args: Any, **options: Any) -> Any:
         return super().publish(*args, **{**options, "retry": False})
@@ -44,19 +44,20 @@ def _acquire(producer: None = None, channel: Any = None) -> Iterator[Producer]:
 
 
 class CeleryBackend(BaseBackend):
-    """Sends runs to a task, and revokes them.
+    """Sends a task for each run, and revokes tasks.
 
-    The id of the task is the external id. Workers keep a revocation in memory only, so it is
-    repeated until the run has stopped.
+    The external id is the id of the task. Workers store revocations in memory only, so the delivery
+    worker repeats them until the run has stopped.
 
     Options:
         APP: Dotted path of the Celery app.
-        TASK: Name of the task of runs that are dispatched without one.
-        QUEUE: Where to send it; by default where the app routes it.
+        TASK: Name of the default task.
+        QUEUE: Queue of the task; by default the one to which the app routes it.
         POOL: The pool of the workers; by default ``worker_pool`` of the app, which is ``prefork``.
-        SIGNAL: What running tasks are sent at once, such as ``"SIGTERM"``. By default nothing:
-            they are left to their checkpoints, until they are killed. A worker signals a task once
-            and then forgets it, so that one which survives the signal cannot be killed any more.
+        SIGNAL: Signal for running tasks in a request without force, such as ``"SIGTERM"``. By
+            default none, so that tasks end at their checkpoints or are killed after the grace. A
+            worker sends a signal to a task once and then forgets the task: one that survives the
+            signal cannot be killed later.
     """
 
     keeps_requests = False
@@ -90,21 +91,21 @@ class CeleryBackend(BaseBackend):
 
     @cached_property
     def pool(self) -> str:
-        """The pool that the workers use."""
+        """Name of the pool that the workers use."""
         return str(self.options.get("POOL", self.app.conf.worker_pool))
 
     @property
     def can_stop_running(self) -> bool:  # type: ignore[override]
-        """Whether tasks are signalled before they are killed, and the pool can do it."""
+        """Whether ``SIGNAL`` is set, and the pool can send it."""
         return self.pool in SIGNALLED and "SIGNAL" in self.options
 
     @property
     def can_force(self) -> bool:  # type: ignore[override]
-        """Whether the pool runs each task in a process that can be killed."""
+        """Whether the pool executes tasks in processes, which can be killed."""
         return self.pool in KILLABLE
 
     def get_task(self, name: str) -> Any:
-        """Return the task with this name, importing the tasks of the app if need be."""
+        """Return the task with this name. Imports the app's task modules if it is unknown."""
         if name not in self.app.tasks:
             self.app.loader.import_default_modules()
         if name not in self.app.tasks:
@@ -112,7 +113,7 @@ class CeleryBackend(BaseBackend):
         return self.app.tasks[name]
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
-        """Check the pool and, for a deployment, that the broker answers."""
+        """Check the pool and, with ``--deploy``, the connection to the broker."""
         messages = super().check(**kwargs)
         if not self.can_force:
             messages.append(
@@ -127,7 +128,7 @@ class CeleryBackend(BaseBackend):
 
     @contextmanager
     def _connect(self) -> Iterator[Connection]:
-        """Connect anew: what is left in a pool may be dead, and then waits without an end."""
+        """Open a new connection: a dead one from a pool would block without a timeout."""
         transport: dict[str, Any] = {"max_retries": 0}
         if self.app.connection_for_write().transport.driver_type == "redis":
             transport |= {"socket_timeout": self.timeout, "socket_connect_timeout": self.timeout}
@@ -160,9 +161,10 @@ class CeleryBackend(BaseBackend):
     def stop(
         self, requests: Sequence[StopRequest], *, force: bool
     ) -> Mapping[str, StopOutcome | Exception]:
-        """Revoke tasks; running ones in a call of their own, and first.
+        """Revoke tasks; first the running ones, in a separate call.
 
-        A worker marks every id of a call before it terminates any, and that takes it a while.
+        A worker marks all ids of a call as revoked before it terminates the first task, so a long
+        list would delay that.
         """
         external_ids = dict.fromkeys(request.external_id for request in requests)
         signalled = self.can_force if force else self.can_stop_running
@@ -189,10 +191,11 @@ class CeleryBackend(BaseBackend):
     def _terminate(
         self, connection: Connection, external_ids: list[str], force: bool
     ) -> dict[str, StopOutcome]:
-        """Signal running tasks; those that a worker says it killed are stopped.
+        """Send a signal to running tasks; return ``STOPPED`` for those that a worker has killed.
 
-        A worker says so too of a task that it has only reserved: of one that was delivered again,
-        because the worker which runs it has lost its connection. So it is asked before.
+        A worker also confirms the termination of a task that it has only reserved. That may be a
+        redelivered message, whose first worker has lost its connection but still executes it. So
+        the workers are queried first for the tasks that they execute.
         """
         arguments = {"task_id": external_ids, "terminate": True}
         if not force:
@@ -203,35 +206,35 @@ class CeleryBackend(BaseBackend):
         active: dict[str, set[str]] = {}
         killed: set[str] = set()
 
-        def note_active(worker: str, answer: dict[str, Any]) -> bool:
+        def record_active(worker: str, answer: dict[str, Any]) -> bool:
             tasks = wanted.intersection(answer)
             active[worker] = {task for task in tasks if answer[task][0] == "active"}
             return wanted.issubset(chain.from_iterable(active.values()))
 
-        def note_killed(worker: str, answer: dict[str, Any]) -> bool:
+        def record_killed(worker: str, answer: dict[str, Any]) -> bool:
             _, _, tasks = answer.get("ok", "").partition("terminate: ")
             killed.update(active.get(worker, set()).intersection(tasks.split(", ")))
             return wanted == killed
 
-        self._ask(connection, "query_task", {"ids": external_ids}, note_active)
-        self._ask(connection, "revoke", {**arguments, "signal": "SIGKILL"}, note_killed)
+        self._broadcast(connection, "query_task", {"ids": external_ids}, record_active)
+        self._broadcast(connection, "revoke", {**arguments, "signal": "SIGKILL"}, record_killed)
         return dict.fromkeys(killed, StopOutcome.STOPPED)
 
-    def _ask(
+    def _broadcast(
         self,
         connection: Connection,
         command: str,
         arguments: dict[str, Any],
-        note: Callable[[str, dict[str, Any]], bool],
+        is_complete: Callable[[str, dict[str, Any]], bool],
     ) -> None:
-        """Tell all workers, and note what each answers until that is enough, or for the timeout."""
+        """Broadcast a command, and process answers until ``is_complete()`` or the timeout."""
 
-        def hear(reply: dict[str, dict[str, Any]]) -> None:
-            if any(note(worker, answer) for worker, answer in reply.items()):
-                raise TimeoutError  # the mailbox then waits for no other worker
+        def on_reply(reply: dict[str, dict[str, Any]]) -> None:
+            if any(is_complete(worker, answer) for worker, answer in reply.items()):
+                raise TimeoutError  # makes the mailbox stop waiting for other workers
 
         mailbox = self._mailbox(connection)
-        mailbox.multi_call(command, arguments, timeout=self.timeout, callback=hear)
+        mailbox.multi_call(command, arguments, timeout=self.timeout, callback=on_reply)
 
     def _mailbox(self, connection: Connection) -> Any:
         mailbox = self.app.control.mailbox(connection)

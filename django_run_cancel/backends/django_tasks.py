@@ -1,4 +1,4 @@
-"""Django Tasks, in the database of django-tasks-db: waiting tasks are marked as failed."""
+"""Backend for Django Tasks with django-tasks-db: sets waiting tasks to failed."""
 
 from __future__ import annotations
 
@@ -34,37 +34,37 @@ WITHOUT_QUEUE = tuple(
     import_string(f"{BaseTaskBackend.__module__.removesuffix('.base')}.{name}")
     for name in ("dummy.DummyBackend", "immediate.ImmediateBackend")
 )
-"""Backends of Django Tasks for development and tests: nothing waits in them to be stopped."""
+"""Backends of Django Tasks for development and tests, which have no queue."""
 
 DISPATCHED = "72756e63-"
-"""How the id of a task begins that ``dispatch()`` has sent: its function gets the run id."""
+"""Prefix of the ids of tasks that ``dispatch()`` sends, whose first argument is the run id."""
 
 
 class DjangoTasksBackend(BaseBackend):
-    """Enqueues a task for each run, and takes what still waits out of the queue.
+    """Enqueues a task for each run, and removes waiting tasks from the queue.
 
-    The id of the task result is the external id. Its worker has no way to stop running code.
+    The external id is the id of the task result. The worker cannot stop running code.
 
     Options:
-        TASK: Dotted path of the task of runs that are dispatched without one.
+        TASK: Dotted path of the default task.
     """
 
     task_option = "TASK"
     dispatch_options = frozenset({"priority", "queue_name"})
 
     def new_external_id(self, run: AbstractRun) -> str:
-        """Return the id of the task of a run, which is a UUID."""
+        """Return an id for the task of a run, a UUID."""
         return f"{DISPATCHED}{str(uuid4())[len(DISPATCHED) :]}"
 
     def get_task(self, name: str) -> Task[Any, Any]:
-        """Return the task with this dotted path; it knows its own backend."""
+        """Return the task with this dotted path."""
         task = super().get_task(name)
         if not isinstance(task, Task):
             raise UnknownTask(self.alias, name)
         return task
 
     def check_call(self, call: TaskCall) -> None:
-        """Check the call, and the options as Django Tasks does."""
+        """Validate the call, and the options by ``Task.using()``."""
         super().check_call(call)
         self._task(call)
 
@@ -78,9 +78,9 @@ class DjangoTasksBackend(BaseBackend):
         return model._default_manager.using(router.db_for_write(model)).order_by("pk")
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
-        """Check that the task is kept in a database, or in development runs at once."""
+        """Check that the task uses the DatabaseBackend or, in development, has no queue."""
         messages = super().check(**kwargs)
-        if "TASK" not in self.options or any(found.is_serious() for found in messages):
+        if "TASK" not in self.options or any(message.is_serious() for message in messages):
             return messages
         backend = self.get_task(self.options["TASK"]).get_backend()
         if isinstance(backend, DatabaseBackend):
@@ -109,7 +109,7 @@ class DjangoTasksBackend(BaseBackend):
         ]
 
     def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
-        """Enqueue the task, unless it has been."""
+        """Enqueue the task, unless it is enqueued already."""
         external_id = UUID(run.external_id)
         task = self._task(call)
         args, kwargs = [run.run_id, *call.args], dict(call.kwargs)
@@ -132,11 +132,11 @@ class DjangoTasksBackend(BaseBackend):
     def stop(
         self, requests: Sequence[StopRequest], *, force: bool
     ) -> Mapping[str, StopOutcome | Exception]:
-        """Mark what waits as failed, in one transaction; what runs can only ask."""
+        """Set waiting tasks to failed, in one transaction; running tasks cannot be stopped."""
         outcomes: dict[str, StopOutcome | Exception] = {}
         asked: dict[UUID, StopRequest] = {}
         for request in requests:
-            # Not found it is unknown or on its way, and then its start is refused.
+            # A task that is not found is unknown or not committed yet; execution() refuses it.
             outcomes[request.external_id] = StopOutcome.TOLD
             with suppress(ValueError):
                 asked[UUID(request.external_id)] = request
@@ -146,7 +146,7 @@ class DjangoTasksBackend(BaseBackend):
             found = call_database(
                 lambda: self._drop(asked), self._results.db, self.alias, self.timeout
             )
-        except Exception as error:  # noqa: BLE001 - of a database that is another's
+        except Exception as error:  # noqa: BLE001 - of any database
             return dict.fromkeys(outcomes, error)
         for pk, status in found.items():
             outcome: StopOutcome | Exception
@@ -155,20 +155,21 @@ class DjangoTasksBackend(BaseBackend):
             elif status == TaskResultStatus.RUNNING:
                 outcome = StopOutcome.UNSUPPORTED
             elif status == TaskResultStatus.READY and asked[pk].running:
-                outcome = StopOutcome.TOLD  # something else is running it
+                outcome = StopOutcome.TOLD  # the code that is running belongs to another task
             else:
                 outcome = StopOutcome.STOPPED
             outcomes[asked[pk].external_id] = outcome
         return outcomes
 
     def ping(self) -> None:
-        """Look for the table of the task results."""
+        """Query the table of task results."""
         call_database(self._results.exists, self._results.db, self.alias, self.timeout)
 
     def _drop(self, asked: Mapping[UUID, StopRequest]) -> dict[UUID, str | None]:
-        """Return the statuses that the known ones of these had; None if somebody has it locked.
+        """Set waiting tasks to failed, and return the previous statuses by id.
 
-        What was dropped before still counts as waiting.
+        None stands for a locked task; unknown ids are missing. A task that an earlier request has
+        removed from the queue still counts as waiting.
         """
         using = self._results.db
         skip_locked = connections[using].features.has_select_for_update_skip_locked
@@ -191,7 +192,7 @@ class DjangoTasksBackend(BaseBackend):
 
 
 def _untracked(task: Task[Any, Any]) -> Task[Any, Any]:
-    """Return a task without what the integration has added, which makes each task a run."""
+    """Return a plain Task, for which the integration does not create a run."""
     if not hasattr(task, "run_cancel_detached"):
         return task
     return Task(**{field.name: getattr(task, field.name) for field in fields(Task)})

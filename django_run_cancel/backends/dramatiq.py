@@ -1,4 +1,4 @@
-"""Dramatiq with dramatiq-abort: messages are skipped, running actors get an exception."""
+"""Dramatiq backend, with dramatiq-abort: skips waiting messages, raises Abort in running actors."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from django_run_cancel.models import AbstractRun
 
 
 class DramatiqBackend(BaseBackend):
-    """Sends runs to an actor, and asks ``Abortable`` to skip or to interrupt their messages.
+    """Sends a message for each run, and asks ``Abortable`` to skip or interrupt messages.
 
-    The id of the message is the external id.
+    The external id is the id of the message.
 
     Options:
-        ACTOR: Dotted path of the actor of runs that are dispatched without one. Without it, the
-            broker is that of ``dramatiq.get_broker()``.
-        ABORT_AFTER: Seconds that running code has to leave at a checkpoint, before ``Abort`` is
-            raised in it; 2 by default, and none when forced.
-        ABORT_TTL: Seconds that Redis keeps a request, for workers that are away; 7 days by default.
+        ACTOR: Dotted path of the default actor. Without it, the broker is that of
+            ``dramatiq.get_broker()``.
+        ABORT_AFTER: Seconds between a request and the exception ``Abort`` in running code, for a
+            checkpoint to end it first; 2 by default, 0 with force.
+        ABORT_TTL: Seconds for which Redis stores a request for workers that are down; by default 7
+            days.
     """
 
     can_stop_running = True
@@ -43,7 +44,7 @@ class DramatiqBackend(BaseBackend):
 
     @property
     def broker(self) -> Broker:
-        """The broker: that of the actor in the options, or the one of the project."""
+        """The broker of the default actor, or of the project."""
         if "ACTOR" not in self.options:
             return get_broker()
         return self.get_task(self.options["ACTOR"]).broker
@@ -56,9 +57,9 @@ class DramatiqBackend(BaseBackend):
         return actor
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
-        """Check that the broker has ``Abortable`` and, for a deployment, that both answer."""
+        """Check that the broker has ``Abortable`` and, with ``--deploy``, both connections."""
         messages = super().check(**kwargs)
-        if any(found.is_serious() for found in messages):
+        if any(message.is_serious() for message in messages):
             return messages
         try:
             self._abortable  # noqa: B018
@@ -87,7 +88,7 @@ class DramatiqBackend(BaseBackend):
                 function()
             finally:
                 if isinstance(getattr(type(broker), "connection", None), property):
-                    # RabbitMQ: each thread has a connection of its own, and this one ends.
+                    # RabbitMQ: close the connection of this thread, which is about to end.
                     del broker.connection  # type: ignore[attr-defined]
 
         call_bounded(call, self.alias, self.timeout)
@@ -107,11 +108,11 @@ class DramatiqBackend(BaseBackend):
     def stop(
         self, requests: Sequence[StopRequest], *, force: bool
     ) -> Mapping[str, StopOutcome | Exception]:
-        """Leave a request for each message in the Redis of ``Abortable``, in one round trip."""
-        after = 0 if force else self.options.get("ABORT_AFTER", 2)
+        """Store a request for each message in the Redis of ``Abortable``, in one round trip."""
+        abort_after = 0 if force else self.options.get("ABORT_AFTER", 2)
         modes: dict[AbortMode, dict[str, int]] = {
             AbortMode.CANCEL: {},
-            AbortMode.ABORT: {"abort_timeout": int(after * 1000)},
+            AbortMode.ABORT: {"abort_timeout": int(abort_after * 1000)},
         }
         ids = dict.fromkeys(request.external_id for request in requests)
         events = [
@@ -128,6 +129,6 @@ class DramatiqBackend(BaseBackend):
         return dict.fromkeys(ids, outcome)
 
     def ping(self) -> None:
-        """Ask the Redis of ``Abortable``, and connect to RabbitMQ where that is the broker."""
+        """Query the Redis of ``Abortable``, and connect to the broker if it is RabbitMQ."""
         self._call(lambda: self._abortable.backend.poll("ping"))
         self._call(lambda: getattr(self.broker, "connection", None))

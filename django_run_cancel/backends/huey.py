@@ -1,4 +1,4 @@
-"""Huey, on Redis or any other storage: waiting tasks are revoked."""
+"""Huey backend, for any storage: revokes waiting tasks."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from django_run_cancel.exceptions import UnknownTask
 from django_run_cancel.models import AbstractRun
 
 DISPATCHED = "run_cancel-"
-"""How the id of a task begins that ``dispatch()`` has sent: its function gets the run id."""
+"""Prefix of the ids of tasks that ``dispatch()`` sends, whose first argument is the run id."""
 
 
 class HueyBackend(BaseBackend):
     """Enqueues a task for each run, and revokes tasks.
 
-    The id of the task is the external id. Huey has no way to stop running code; it only never
-    starts a revoked task, and does not try it again.
+    The external id is the id of the task. Huey neither starts nor retries a revoked task, but
+    cannot stop running code.
 
     Options:
-        TASK: Dotted path of the task of runs that are dispatched without one.
-        HUEY: Dotted path of the Huey; needed without ``TASK``, which knows its own.
+        TASK: Dotted path of the default task.
+        HUEY: Dotted path of the Huey instance; required without ``TASK``.
     """
 
     optional_options = frozenset({"HUEY"})
@@ -50,12 +50,12 @@ class HueyBackend(BaseBackend):
             raise ImproperlyConfigured(f"Backend {alias!r} needs OPTIONS: TASK or HUEY.")
 
     def new_external_id(self, run: AbstractRun) -> str:
-        """Return the id of the task of a run."""
+        """Return an id for the task of a run."""
         return f"{DISPATCHED}{uuid.uuid4()}"
 
     @property
     def huey(self) -> Huey:
-        """The Huey: the one in the options, or that of the task."""
+        """The Huey instance in the options, or that of the default task."""
         if "HUEY" in self.options:
             return import_string(self.options["HUEY"])
         return self.get_task(self.options["TASK"]).huey
@@ -68,14 +68,14 @@ class HueyBackend(BaseBackend):
         return task
 
     def check_call(self, call: TaskCall) -> None:
-        """Check the call, and that no argument has the name of an option: Huey takes it for one."""
+        """Validate the call; Huey would take arguments with the name of an option as the option."""
         super().check_call(call)
         if taken := sorted(self.dispatch_options & set(call.kwargs)):
             raise TypeError(f"Huey takes {', '.join(taken)} in kwargs for its own.")
 
     @contextmanager
     def _connect(self) -> Iterator[Huey]:
-        """Give a copy of the Huey, whose connection is new and never waits for ever."""
+        """Yield a copy of the Huey instance that has a new connection with timeouts."""
         huey = self.huey
         pool = getattr(huey.storage, "pool", None)
         if not isinstance(pool, ConnectionPool):
@@ -104,7 +104,7 @@ class HueyBackend(BaseBackend):
         task.id = run.external_id
         try:
             with self._connect() as huey:
-                # An integration has replaced the method of the instance, which has no timeout.
+                # The method of the class: the integration replaces that of the instance.
                 type(huey).enqueue(huey, task)
         except Exception as error:
             raise BackendError(f"Huey: {error}") from error
@@ -112,7 +112,7 @@ class HueyBackend(BaseBackend):
     def stop(
         self, requests: Sequence[StopRequest], *, force: bool
     ) -> Mapping[str, StopOutcome | Exception]:
-        """Revoke tasks. One that runs ends at its checkpoints, or if it asks ``is_revoked()``."""
+        """Revoke tasks. Running code ends at its checkpoints, or if it calls ``is_revoked()``."""
         outcomes: dict[str, StopOutcome | Exception] = {
             request.external_id: StopOutcome.UNSUPPORTED if request.running else StopOutcome.TOLD
             for request in requests
@@ -120,13 +120,13 @@ class HueyBackend(BaseBackend):
         try:
             with self._connect() as huey:
                 for external_id in outcomes:
-                    # Once: the mark then goes with the task that it kept from running.
+                    # With ``revoke_once``, Huey deletes the mark with the task that it skips.
                     huey.revoke_by_id(external_id, revoke_once=True)
         except Exception as error:  # noqa: BLE001 - any storage
             return dict.fromkeys(outcomes, error)
         return outcomes
 
     def ping(self) -> None:
-        """Ask the storage for something."""
+        """Query the storage."""
         with self._connect() as huey:
             huey.pending_count()

@@ -1,7 +1,8 @@
-"""Processes on this host, each a session of its own, stopped by SIGTERM and then by SIGKILL.
+"""Process backend: starts a process on this host for each run, and sends it SIGTERM or SIGKILL.
 
-The external id is in the environment of the process and of all that it starts. That is how they are
-found, whoever started them and whoever has died since; a pid that is used again does not have it.
+The external id is an environment variable of the process, which its own child processes inherit. So
+the backend finds all of them, even after other processes have died, and never mistakes a process
+with a reused pid for one of them.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ from django_run_cancel.safe_text import printable
 from django_run_cancel.states import WAITING, RunStatus
 
 MARKER = "RUN_CANCEL_PROCESS"
-"""The environment variable with the external id."""
+"""Name of the environment variable with the external id."""
 
 MACHINE_ID = "/etc/machine-id"
 
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
-"""What says about a process that there is none, or none that we may look into."""
+"""Errors that mean that a process does not exist, or that we may not read its environment."""
 
 logger = logging.getLogger("django_run_cancel")
 
 
 class ProcessBackend(BaseBackend):
-    """Child processes on this host. Dispatching starts one at once; there is no queue."""
+    """Starts a process on this host when a run is dispatched; there is no queue."""
 
     can_stop_running = True
     can_force = True
@@ -71,7 +72,7 @@ class ProcessBackend(BaseBackend):
             )
 
     def check_call(self, call: TaskCall) -> None:
-        """Check that the command has a place for the task, and that all arguments are texts."""
+        """Validate that the command has a ``{task}`` if needed, and that arguments are strings."""
         wants_task = any("{task}" in part for part in self.options["COMMAND"])
         if wants_task != (call.task is not None):
             raise TypeError(
@@ -82,11 +83,11 @@ class ProcessBackend(BaseBackend):
         super().check_call(call._replace(task=None))
 
     def new_external_id(self, run: AbstractRun) -> str:
-        """Return an id that also says on which host, and as which user, the process runs."""
-        return f"{uuid.uuid4()}@{_here()}/{os.getuid()}"
+        """Return an id that contains the host and the user of the process."""
+        return f"{uuid.uuid4()}@{_host_identity()}/{os.getuid()}"
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
-        """Check that this system has what it takes, and the command."""
+        """Check that the system has pidfds and ``/proc``, and that the program exists."""
         if not hasattr(os, "pidfd_open") or not os.path.exists("/proc/self/environ"):
             return [
                 Error(
@@ -107,11 +108,11 @@ class ProcessBackend(BaseBackend):
         return []
 
     def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
-        """Start the process, unless it has been started before."""
-        # SPT_NOENV: setproctitle would write over the environment that others see.
+        """Start the process, unless it is running already."""
+        # SPT_NOENV keeps setproctitle from overwriting the environment in /proc.
         marks = {MARKER: run.external_id, "SPT_NOENV": "1"}
         try:
-            if error := self._out_of_reach(run.external_id):
+            if error := self._unreachable_error(run.external_id):
                 raise error
             with _Processes([run.external_id]) as started:
                 if started.found:
@@ -130,9 +131,11 @@ class ProcessBackend(BaseBackend):
             )
         except OSError as error:
             raise BackendError(f"The process could not be started: {error}") from error
-        # Somebody must wait for it, or it would stay as a zombie.
+        # A thread waits for the process, which would otherwise become a zombie.
         name = f"wait for {child.pid}"
-        threading.Thread(target=_look_after, args=[child, run], name=name, daemon=True).start()
+        threading.Thread(
+            target=_wait_for_process, args=[child, run], name=name, daemon=True
+        ).start()
 
     def _command(self, run: AbstractRun, call: TaskCall) -> list[str]:
         return [
@@ -143,19 +146,19 @@ class ProcessBackend(BaseBackend):
     def stop(
         self, requests: Sequence[StopRequest], *, force: bool
     ) -> Mapping[str, StopOutcome | Exception]:
-        """Signal all processes of these runs, and wait for them as long as the timeout."""
+        """Send a signal to all processes of the runs, and wait for them until the timeout."""
         external_ids = {request.external_id for request in requests}
         results: dict[str, StopOutcome | Exception] = {}
         try:
             for external_id in external_ids:
-                results[external_id] = self._out_of_reach(external_id) or StopOutcome.STOPPED
+                results[external_id] = self._unreachable_error(external_id) or StopOutcome.STOPPED
             ours = [key for key, result in results.items() if result is StopOutcome.STOPPED]
             return results | dict.fromkeys(self._signal(ours, force), StopOutcome.TOLD)
-        except OSError as error:  # such as that there are no descriptors left to look
+        except OSError as error:  # for example, no file descriptors left
             return dict.fromkeys(external_ids, error)
 
     def _signal(self, external_ids: list[str], force: bool) -> list[str]:
-        """Signal processes and wait; return the ids of those that have not ended by then."""
+        """Send a signal and wait; return the ids of processes that are still running."""
         deadline = time.monotonic() + self.timeout
         remaining = external_ids
         while remaining:
@@ -163,22 +166,22 @@ class ProcessBackend(BaseBackend):
                 processes.send(signal.SIGKILL if force else signal.SIGTERM)
                 processes.wait(deadline)
             remaining = _ids_of_processes(external_ids)
-            # What was started meanwhile is killed as well. SIGTERM is for each to be had once.
+            # Also kill processes that were started in the meantime; SIGTERM is sent only once.
             if not force or time.monotonic() > deadline:
                 break
         return remaining
 
-    def _out_of_reach(self, external_id: str) -> BackendError | None:
+    def _unreachable_error(self, external_id: str) -> BackendError | None:
         place, _, user = external_id.partition("@")[2].rpartition("/")
-        if place != _here():
+        if place != _host_identity():
             return BackendError(f"{external_id} is a process of another host or container.")
         if user != str(os.getuid()) and os.geteuid() != 0:
             return BackendError(f"{external_id} is a process of another user.")
         return None
 
 
-def _look_after(child: subprocess.Popen[bytes], run: AbstractRun) -> None:
-    """Wait for a process, and end its run if that was not even started: nobody else would."""
+def _wait_for_process(child: subprocess.Popen[bytes], run: AbstractRun) -> None:
+    """Wait for a process; if it ends without starting its run, set the run to failed."""
     status = child.wait()
     try:
         if not _ids_of_processes([run.external_id]):
@@ -202,7 +205,7 @@ def _look_after(child: subprocess.Popen[bytes], run: AbstractRun) -> None:
 
 
 class _Processes:
-    """Living processes with these ids, held so that their pids cannot be used again."""
+    """Running processes with these ids, held by pidfds so that their pids cannot be reused."""
 
     def __init__(self, external_ids: Iterable[str]) -> None:
         self.found: dict[str, list[int]] = defaultdict(list)
@@ -214,7 +217,7 @@ class _Processes:
                 with suppress(ProcessLookupError):
                     descriptor = os.pidfd_open(pid)
                     stack.callback(os.close, descriptor)
-                    # Asked again: it may have been another process before it was held.
+                    # Read again: the pid may have been reused before pidfd_open().
                     external_id = _external_id(pid)
                     if external_id in wanted:
                         self.found[external_id].append(descriptor)
@@ -229,12 +232,12 @@ class _Processes:
     def send(self, signum: int) -> None:
         for descriptors in self.found.values():
             for descriptor in descriptors:
-                # Ended meanwhile, or changed its user: then it is found again.
+                # The process has ended, or has changed its user; a later call finds it again.
                 with suppress(ProcessLookupError, PermissionError):
                     signal.pidfd_send_signal(descriptor, signum)
 
     def wait(self, deadline: float) -> None:
-        """Return when all have ended, at the latest at the deadline."""
+        """Wait until all processes have ended, or until the deadline."""
         alive = select.poll()
         left = [descriptor for descriptors in self.found.values() for descriptor in descriptors]
         for descriptor in left:
@@ -247,9 +250,9 @@ class _Processes:
 
 
 def _ids_of_processes(external_ids: Iterable[str]) -> list[str]:
-    """Return which ids have processes, looking twice.
+    """Return the ids that have running processes. Reads ``/proc`` twice.
 
-    While a process begins to execute a program, it shows no environment for a moment.
+    During ``exec()``, a process has an empty environment for a moment.
     """
     found: set[str] = set()
     for pause in (0.0, 0.02):
@@ -260,15 +263,15 @@ def _ids_of_processes(external_ids: Iterable[str]) -> list[str]:
 
 
 def _external_id(pid: int) -> str:
-    """Return the id in the environment of a process; blank if it has none, or has ended.
+    """Return the external id in the environment of a process; blank without one.
 
-    A process that only root may look into, as of another user, has none that we know of.
+    Also blank if the process has ended, or belongs to another user.
 
     Raises:
-        OSError: It could not be looked at for a reason that says nothing about the process.
+        OSError: The environment could not be read for another reason.
     """
     environment = _read(f"/proc/{pid}/environ")
-    if not environment:  # the main thread may have ended before others
+    if not environment:  # the main thread may have ended before the others
         with suppress(*GONE):
             threads = os.listdir(f"/proc/{pid}/task")
             environment = b"".join(_read(f"/proc/{pid}/task/{each}/environ") for each in threads)
@@ -285,11 +288,11 @@ def _read(path: str) -> bytes:
     return b""
 
 
-def _here() -> str:
-    """Return the host, and the namespace of its pids, which containers have of their own.
+def _host_identity() -> str:
+    """Return the host name, the machine id and the pid namespace, which differs in containers.
 
-    Neither name nor namespace tells hosts apart for sure: the first namespace has the same number
-    on each. The machine id does, where there is one.
+    The machine id, if there is one, distinguishes hosts with the same name; the number of the first
+    pid namespace is the same on all hosts.
     """
     machine = ""
     with suppress(FileNotFoundError, PermissionError), open(MACHINE_ID) as file:

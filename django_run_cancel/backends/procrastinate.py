@@ -1,4 +1,4 @@
-"""Procrastinate, in PostgreSQL: jobs are cancelled or aborted by a statement on their table."""
+"""Procrastinate backend: cancels waiting jobs and aborts running ones, by SQL on their table."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from django_run_cancel.models import AbstractRun
 Result = TypeVar("Result")
 
 DISPATCHED = "run_cancel-"
-"""How the queueing lock of a job begins that ``dispatch()`` has sent: it is the external id."""
+"""Prefix of the queueing locks (external ids) of jobs that ``dispatch()`` defers."""
 
 TRACKED = "procrastinate-"
-"""How the external id of another job begins, before the id of the job."""
+"""Prefix of the external ids of jobs that the integration tracks; the job's id follows."""
 
-# What procrastinate_cancel_job_v1() does to one job, for many of them, and with an answer.
+# Like procrastinate_cancel_job_v1(), but for many jobs, and with RETURNING.
 STOP = """
 UPDATE procrastinate_jobs
 SET abort_requested = true,
@@ -55,13 +55,13 @@ WHERE status IN ('todo', 'doing')
 
 
 class ProcrastinateBackend(BaseBackend):
-    """Defers a task for each run, and cancels or aborts its job.
+    """Defers a job for each run, and cancels or aborts jobs.
 
-    The external id is the queueing lock of the job: unlike its id, it can be chosen. Of a job that
-    an integration tracks it is ``procrastinate-`` and the id of the job.
+    The external id is the queueing lock of the job, as Procrastinate chooses the job's id itself.
+    For a job that the integration tracks, it is ``procrastinate-`` and the id of the job.
 
     Options:
-        TASK: Dotted path of the task of runs that are dispatched without one.
+        TASK: Dotted path of the default task.
         APP: Dotted path of the app; by default that of ``TASK``, or of Procrastinate's Django app.
     """
 
@@ -71,20 +71,20 @@ class ProcrastinateBackend(BaseBackend):
 
     @cached_property
     def app(self) -> Any:
-        """The app, with its connector and its tasks."""
+        """The Procrastinate app."""
         if "TASK" in self.options and "APP" not in self.options:
             return self.get_task(self.options["TASK"]).blueprint
         return import_string(self.options.get("APP", "procrastinate.contrib.django.app"))
 
     @property
     def can_stop_running(self) -> bool:  # type: ignore[override]
-        """Whether the task may be a coroutine: a function can only ask."""
+        """Whether the task may be a coroutine, which can be aborted, unlike a function."""
         if "TASK" not in self.options:
             return True
         return iscoroutinefunction(self.get_task(self.options["TASK"]).func)
 
     def new_external_id(self, run: AbstractRun) -> str:
-        """Return the queueing lock of the job of a run."""
+        """Return a queueing lock for the job of a run."""
         return f"{DISPATCHED}{uuid.uuid4()}"
 
     def get_task(self, name: str) -> Task[Any, Any, Any]:
@@ -95,7 +95,7 @@ class ProcrastinateBackend(BaseBackend):
         return task
 
     def check_call(self, call: TaskCall) -> None:
-        """Check the call; Procrastinate passes arguments by keyword only."""
+        """Validate the call; Procrastinate supports keyword arguments only."""
         super().check_call(call)
         if call.args or "run_id" in call.kwargs:
             raise TypeError("Procrastinate takes keyword arguments only; run_id is one of ours.")
@@ -115,7 +115,7 @@ class ProcrastinateBackend(BaseBackend):
         return call_database(function, using, self.alias, self.timeout)
 
     def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
-        """Defer the job, unless it waits already."""
+        """Defer the job, unless one is waiting already."""
         deferrer = self._deferrer(call, run.external_id)
         try:
             self._call(lambda: deferrer.defer(**call.kwargs, run_id=run.run_id))
@@ -127,42 +127,42 @@ class ProcrastinateBackend(BaseBackend):
     def stop(
         self, requests: Sequence[StopRequest], *, force: bool
     ) -> Mapping[str, StopOutcome | Exception]:
-        """Cancel what waits and abort what runs, in one statement.
+        """Cancel waiting jobs and abort running ones, in one statement.
 
-        A coroutine gets ``CancelledError``; a function has to ask, as ``checkpoint()`` does.
+        Aborting raises ``CancelledError`` in a coroutine. A function ends at its checkpoints.
         """
         external_ids = [request.external_id for request in requests]
         try:
             rows, locked = self._call(lambda: self._stop(external_ids))
-        except Exception as error:  # noqa: BLE001 - of a database that is another's
+        except Exception as error:  # noqa: BLE001 - of any database
             return dict.fromkeys(external_ids, error)
-        # What is not found is finished, unknown or on its way, and then its start is refused.
+        # A job that is not found is finished, unknown, or uncommitted; execution() refuses it.
         outcomes: dict[str, StopOutcome | Exception]
         outcomes = dict.fromkeys(external_ids, StopOutcome.TOLD)
-        # Of a run that was running, a job that waits is another try, after a worker seemed dead.
+        # If the run was running, a waiting job is a retry, and proves nothing about the first job.
         waited = {request.external_id for request in requests if not request.running}
         outcomes |= dict.fromkeys(
             waited.intersection(row["external_id"] for row in rows), StopOutcome.STOPPED
         )
-        # A run that was dispatched twice has stopped when neither job is running.
+        # A run that was dispatched twice has stopped only if neither of its jobs is running.
         outcomes |= {
-            row["external_id"]: self._tell_running(row["task_name"])
+            row["external_id"]: self._outcome_of_running(row["task_name"])
             for row in rows
             if row["status"] == "doing"
         }
         return outcomes | dict.fromkeys(locked, BackendError("Somebody has locked its job."))
 
     def ping(self) -> None:
-        """Look for the table of the jobs."""
+        """Query the table of jobs."""
         self._call(lambda: self._connector.execute_query("SELECT FROM procrastinate_jobs LIMIT 0"))
 
-    def _tell_running(self, name: str) -> StopOutcome:
+    def _outcome_of_running(self, name: str) -> StopOutcome:
         task = self.app.tasks.get(name)
         is_coroutine = task is not None and iscoroutinefunction(task.func)
         return StopOutcome.TOLD if is_coroutine else StopOutcome.UNSUPPORTED
 
     def _stop(self, external_ids: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
-        """Return the jobs that were told, and the ids of those that somebody has locked."""
+        """Return the rows of updated jobs, and the external ids of jobs whose row is locked."""
         query = self._connector.execute_query_all
         numbers = [each.removeprefix(TRACKED) for each in external_ids if each.startswith(TRACKED)]
         asked = {

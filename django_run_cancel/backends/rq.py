@@ -1,4 +1,4 @@
-"""RQ, on Redis: waiting jobs are cancelled, and by force workers kill running ones."""
+"""RQ backend: cancels waiting jobs, and with force lets workers kill running ones."""
 
 from __future__ import annotations
 
@@ -36,26 +36,27 @@ WAITING = set(JobStatus) - {
 RUNNING = {JobStatus.STARTED}
 
 DISPATCHED = "run_cancel_dispatched"
-"""Key in the ``meta`` of a job that works on a run which exists already, and is no run of its own.
-"""
+"""Key in the ``meta`` of jobs that ``dispatch()`` enqueues: integrations create no run for them."""
 
 IDLE = WAITING | {JobStatus.FINISHED}
-"""If it was not running. When only a worker is killed, the process that has the job works on as an
-orphan, and the job is failed, or tried again: then it waits, and finishes when it is refused.
+"""Statuses that prove that the job of a run which was not running will not run.
+
+They prove nothing about a running job: if its worker was killed, the process that executes the job
+may continue as an orphan, while RQ retries the job, and the retry waits or finishes.
 """
 
 
 class RQBackend(BaseBackend):
-    """Enqueues a function for each run, takes jobs out of the queue and kills running ones.
+    """Enqueues a job for each run, cancels waiting jobs and kills running ones.
 
-    The id of the job is the external id.
+    The external id is the id of the job.
 
     Options:
-        URL: Of the Redis with the queue.
-        FUNC: Dotted path of the function of runs that are dispatched without one.
-        QUEUE: Name of the queue, ``"default"`` by default.
-        JOB: More arguments of ``Queue.enqueue()``, such as ``retry``. ``job_timeout`` is -1, none,
-            unless it is among them.
+        URL: URL of the Redis server with the queue.
+        FUNC: Dotted path of the default function.
+        QUEUE: Name of the queue; by default ``"default"``.
+        JOB: Further arguments of ``Queue.enqueue()``, such as ``retry``. The default of
+            ``job_timeout`` is -1, no limit.
     """
 
     can_force = True
@@ -81,14 +82,14 @@ class RQBackend(BaseBackend):
         try:
             urlsplit(self.options["URL"]).port  # noqa: B018
         except ValueError:
-            # Not from it: it may name a part of the password.
+            # Without the cause, whose message may contain a part of the password.
             raise ImproperlyConfigured(
                 f"URL of the backend {alias!r} is none. Are special characters in its password "
                 "escaped, as urllib.parse.quote() does it?"
             ) from None
 
     def get_task(self, name: str) -> Any:
-        """Return the function with this dotted path, found as RQ's workers do."""
+        """Return the function with this dotted path, imported as by RQ's workers."""
         try:
             return import_attribute(name)
         except (ImportError, ValueError) as error:
@@ -96,7 +97,7 @@ class RQBackend(BaseBackend):
 
     @contextmanager
     def _connect(self) -> Iterator[Redis]:
-        """Connect anew, and never wait longer than the timeout."""
+        """Open a new connection with the timeout."""
         with Redis.from_url(
             self.options["URL"],
             socket_timeout=self.timeout,
@@ -106,14 +107,14 @@ class RQBackend(BaseBackend):
             yield connection
 
     def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
-        """Enqueue the job, unless it is there."""
+        """Enqueue the job, unless it exists."""
         options = {"job_timeout": -1, **self.options.get("JOB", {}), **call.options}
         queue = options.pop("queue", self.options.get("QUEUE", "default"))
         options["meta"] = {**(options.get("meta") or {}), DISPATCHED: True}
         try:
             with self._connect() as connection:
-                # Not with unique=True, which rq has only since 2.8. A job that two processes
-                # enqueue at the same moment runs once too: execution() refuses the second.
+                # Without unique=True, which needs RQ 2.8. If two processes enqueue the job at the
+                # same time, execution() refuses the second.
                 if not Job.exists(run.external_id, connection=connection):
                     Queue(queue, connection=connection).enqueue(
                         call.task or self.options["FUNC"],
@@ -128,9 +129,9 @@ class RQBackend(BaseBackend):
     def stop(
         self, requests: Sequence[StopRequest], *, force: bool
     ) -> Mapping[str, StopOutcome | Exception]:
-        """Cancel what waits and, by force, let workers kill what runs.
+        """Cancel waiting jobs and, with force, let workers kill running ones.
 
-        RQ has no way to stop running code that is less than SIGKILL.
+        RQ can only stop running code by SIGKILL.
         """
         ids = list(dict.fromkeys(request.external_id for request in requests))
         if not ids:
@@ -139,31 +140,31 @@ class RQBackend(BaseBackend):
             with self._connect() as connection:
                 jobs = Job.fetch_many(ids, connection)
                 states = {i: _status(job) for i, job in zip(ids, jobs, strict=True)}
-                # First, as a worker whose job is killed takes the next one.
+                # Cancel before killing, as a worker whose job is killed starts the next one.
                 for job in jobs:
                     if job is not None and states[job.id] in WAITING:
-                        with suppress(InvalidJobOperation):  # cancelled or gone meanwhile
+                        with suppress(InvalidJobOperation):  # cancelled or deleted in the meantime
                             job.cancel()
                 if force:
                     states |= self._kill([i for i in ids if states[i] in RUNNING], connection)
-        except Exception as error:  # noqa: BLE001 - of any kind, and the caller goes on
+        except Exception as error:  # noqa: BLE001 - any client error
             return dict.fromkeys(ids, error)
         running = {request.external_id for request in requests if request.running}
         return {i: _outcome(status, force, i in running) for i, status in states.items()}
 
     def ping(self) -> None:
-        """Ask Redis for a sign of life."""
+        """Send PING to Redis."""
         with self._connect() as connection:
             connection.ping()
 
     def _kill(self, ids: list[str], connection: Redis) -> dict[str, JobStatus | None]:
-        """Tell the workers, and wait until they say that they have done it."""
+        """Send stop commands to the workers, and wait until they have set the jobs' statuses."""
         states: dict[str, JobStatus | None] = {}
         for external_id in ids:
-            with suppress(InvalidJobOperation, NoSuchJobError):  # ended meanwhile
+            with suppress(InvalidJobOperation, NoSuchJobError):  # ended in the meantime
                 send_stop_job_command(connection, external_id)
-        until = time.monotonic() + self.timeout
-        while ids and time.monotonic() < until:
+        deadline = time.monotonic() + self.timeout
+        while ids and time.monotonic() < deadline:
             time.sleep(0.02)
             states |= zip(ids, map(_status, Job.fetch_many(ids, connection)), strict=True)
             ids = [i for i in ids if states[i] in RUNNING]
@@ -176,9 +177,9 @@ def _status(job: Job | None) -> JobStatus | None:
 
 def _outcome(status: JobStatus | None, force: bool, running: bool) -> StopOutcome:
     if status in RUNNING:
-        # Workers that are away do not hear it, nor does one without a process for each job.
+        # Workers that are down, or without a process for each job, ignore the command.
         return StopOutcome.TOLD_ONCE if force else StopOutcome.UNSUPPORTED
-    # A worker that says that it has stopped the job has waited for the end of its process.
+    # A worker sets ``stopped`` after the process of the job has ended.
     if status == JobStatus.STOPPED or (status in IDLE and not running):
         return StopOutcome.STOPPED
     return StopOutcome.TOLD
