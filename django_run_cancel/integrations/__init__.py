@@ -1,1 +1,1 @@
-"""Tracking: turns a host's existing tasks into runs, with one module for each executor."""
+"""Integrations: turn a host's existing tasks into runs, with one module for each executor."""

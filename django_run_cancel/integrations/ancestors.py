@@ -1,4 +1,4 @@
-"""Cancels runs below a cancelled one that its cancellation has not seen: they came later."""
+"""Cancels runs that were created below a run after, or while, that run was being cancelled."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ logger = logging.getLogger("django_run_cancel")
 
 
 def stop_with_ancestors(run: AbstractRun) -> None:
-    """Cancel a run whose parent was cancelled while it was being created.
+    """Cancel a run if one of its ancestors has been cancelled while the run was being created.
 
     Raises:
-        RunCancelled: That was so.
+        RunCancelled: The run has been cancelled for this reason.
     """
     if run._meta.get_field("parent").value_from_object(run) is None:
         return
     rows = run_rows()
     with transaction.atomic(using=rows.db):
-        line = lock_ancestors(rows.model, run.pk, rows.db)
-    if not any(each.status == RunStatus.CANCELLED for each in line if each.pk != run.pk):
+        locked_runs = lock_ancestors(rows.model, run.pk, rows.db)
+    if not any(each.status == RunStatus.CANCELLED for each in locked_runs if each.pk != run.pk):
         return
-    above = rows.filter(pk__in=[each.pk for each in line], cancellation__isnull=False)
+    above = rows.filter(pk__in=[each.pk for each in locked_runs], cancellation__isnull=False)
     nearest = above.select_related("cancellation").order_by("-finished_at").first()
     _cancel_below(nearest, [run.run_id])
     raise RunCancelled(run.run_id)
 
 
 def stop_waiting_children(execution: Execution) -> None:
-    """Cancel what a run has published after it was cancelled, and before its code knew.
+    """Cancel runs of tasks that a run published after its cancellation, before its code stopped.
 
-    Its tasks would be refused when they start, which can be long after. What goes wrong is logged.
+    Otherwise they would be refused only when they start, perhaps much later. Errors are logged.
 
     Args:
-        execution: The execution of the cancelled run, which has left.
+        execution: The execution of the cancelled run, after its block.
     """
     try:
         rows = run_rows(parent=execution.run.pk, status__in=WAITING)
@@ -56,8 +56,8 @@ def stop_waiting_children(execution: Execution) -> None:
 
 
 def _cancel_below(parent: AbstractRun | None, run_ids: list[str]) -> None:
-    """Cancel runs for the reason for which a run above them has been cancelled."""
+    """Cancel runs with the requester and the reason of the cancellation of a run above them."""
     record = parent and parent.cancellation
-    # The record may have been deleted.
-    by, why = (record.requested_by, record.reason) if record else ("cascade", "")
-    cancel_runs(run_ids, requested_by=by, reason=why)
+    # The Cancellation may have been deleted.
+    requested_by, reason = (record.requested_by, record.reason) if record else ("cascade", "")
+    cancel_runs(run_ids, requested_by=requested_by, reason=reason)

@@ -1,4 +1,4 @@
-"""Celery: tasks become runs, with one line for a project or one for a task.
+"""Celery integration: makes each task a run, by one line for a project or for a task.
 
 For all tasks: ``Celery("proj", task_cls="django_run_cancel.integrations.celery:CancellableTask")``.
 For one: ``@shared_task(base=CancellableTask)``.
@@ -15,7 +15,7 @@ from celery._state import _get_active_apps
 from celery.exceptions import Ignore, Reject, Retry
 from celery.signals import after_task_publish, task_failure, task_revoked
 
-try:  # what Celery gives to the tasks of Django projects
+try:  # Celery's own base class for Django projects
     from celery.contrib.django.task import DjangoTask
 except ImportError:  # Celery 5.3
     from celery import Task as DjangoTask
@@ -58,41 +58,41 @@ BACKEND = "django_run_cancel.backends.celery.CeleryBackend"
 HOUSEKEEPING = frozenset(
     f"celery.{name}" for name in ("backend_cleanup", "chain", "chord", "chord_unlock", "group")
 )
-"""Celery's own tasks that are not part of anybody's work."""
+"""Celery's internal tasks, which become no runs."""
 
 ACCUMULATE = "celery.accumulate"
-"""What ``self.replace(group)`` goes on as, under the id of the task that is replaced."""
+"""Task that replaces, under the same id, a task that calls ``self.replace(group)``."""
 
 
 class CancellableTask(DjangoTask):  # type: ignore[misc]
-    """Base of tasks that are runs of their own.
+    """Base class of tasks, each of which becomes a run.
 
     Functions keep their signature, arguments, result, retries, limits, routes and schedule.
 
     Attributes:
-        run_cancel_detached: Whether the run goes on when the run that has published it is
-            cancelled.
+        run_cancel_detached: Whether the run continues when the run that published it is cancelled.
     """
 
     abstract = True
     run_cancel_detached = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Execute the run of the task; called directly, only the function.
+        """Execute the function as the run of the task. A direct call executes only the function.
 
         Raises:
-            Ignore: The run has been cancelled or ended from outside, and Celery knows, or the
-                message came twice, and comes again while the first execution lives.
+            Ignore: The run has been cancelled or ended by another process, and its end has been
+                stored in Celery; or the message is a duplicate, and is published again later if the
+                first execution may still die.
         """
         request = self.request
         if _is_only_called(request):
             return super().__call__(*args, **kwargs)
         if orm_is_refused() or not _has_run(self, request):
-            return self.run(*args, **kwargs)  # Celery's own would give it another request
+            return self.run(*args, **kwargs)  # super().__call__() would push another request
         request._protected = 1
         try:
             task = _executed(self, args, kwargs)
-            # A worker can be quicker than the publisher is to create them.
+            # A worker can receive the task before the publisher has created the runs.
             published = [task]
             if not request.is_eager:
                 published = _with_canvas(self.app, task, request.chord, request.chain)
@@ -120,21 +120,21 @@ class CancellableTask(DjangoTask):  # type: ignore[misc]
         return result
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
-        """Leave the run queued, and only then send the task once more: others may be quick.
+        """Set the run to ``queued``, and then publish the retry, which a worker may start at once.
 
         Raises:
-            RunCancelled: The run has been cancelled: nothing is sent.
-            Retry: As Celery does; and what else it raises if the tries are used up, say.
+            RunCancelled: The run has been cancelled, and no retry is published.
+            Retry: As Celery does. Its other exceptions are raised, too.
         """
         return _retry(self, super().retry, *args, **kwargs)
 
     def on_replace(self, sig: Any) -> Any:
-        """Leave the run queued for the task that ``self.replace()`` sends under the same id.
+        """Set the run to ``queued`` for the task that ``self.replace()`` publishes with its id.
 
-        If that task is not tracked, the run ends with this one.
+        If that task is not tracked, the run ends with this task.
 
         Raises:
-            RunCancelled: The run has been cancelled: nothing is sent.
+            RunCancelled: The run has been cancelled, and no task is published.
             Ignore: As Celery does.
         """
         canvas_of_publisher().is_passed_on = True
@@ -149,10 +149,11 @@ class CancellableTask(DjangoTask):  # type: ignore[misc]
 
 
 class RunTask(DjangoTask):  # type: ignore[misc]
-    """Base of tasks that ``dispatch()`` sends: ``@app.task(base=RunTask)``.
+    """Base class of tasks that ``dispatch()`` sends: ``@app.task(base=RunTask)``.
 
-    The task is called with the run id, and its function gets the execution instead. A retry leaves
-    the run ``queued``; a run that is cancelled or being worked on already ends the task quietly.
+    The first argument of the message is the run id; the function gets the Execution instead. A
+    retry sets the run to ``queued``. If the run is cancelled, or another worker executes it, the
+    task ends without an error.
     """
 
     abstract = True
@@ -161,13 +162,13 @@ class RunTask(DjangoTask):  # type: ignore[misc]
         """Execute the run.
 
         Raises:
-            Ignore: The run has been cancelled, or another worker is at it.
+            Ignore: The run has been cancelled, or another worker is executing it.
         """
         try:
             with execution(run_id, requeue_on=(Retry,)) as run:
                 request = self.request
                 if _is_only_called(request):
-                    return super().__call__(run, *args, **kwargs)  # with a request of its own
+                    return super().__call__(run, *args, **kwargs)  # it pushes a new request
                 request.run_execution, request._protected = run, 1
                 return self.run(run, *args, **kwargs)
         except (RunCancelled, RunInProgress) as refused:
@@ -176,36 +177,36 @@ class RunTask(DjangoTask):  # type: ignore[misc]
             raise Ignore(str(refused)) from refused
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
-        """As that of ``CancellableTask``."""
+        """Retry the task, as ``CancellableTask.retry()`` does."""
         return _retry(self, super().retry, *args, **kwargs)
 
 
 def _is_only_called(request: Any) -> bool:
-    """Tell whether a task is called as a function, as by a test or by itself."""
+    """Tell whether a task is called as a function, for example by a test or by its own code."""
     return bool(request.called_directly) or getattr(request, "run_execution", None) is not None
 
 
 def _retry(task: Any, send: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     run: Execution | None = getattr(task.request, "run_execution", None)
-    if run is None or not run.hand_back():  # called directly, say, or in a transaction
+    if run is None or not run.hand_back():  # called directly, or in a transaction
         return send(*args, **kwargs)
     try:
         return send(*args, **kwargs)
     except (Retry, Ignore):
         raise
     except BaseException:
-        run.take_back()  # nothing has been sent
+        run.take_back()  # the retry has not been published
         raise
 
 
-# What publishes a task
+# Publishing a task
 
 
 @after_task_publish.connect(weak=False, dispatch_uid="django_run_cancel")  # type: ignore[untyped-decorator]
 def _after_publish(
     sender: str, body: Any, headers: Mapping[str, Any] | None = None, **kwargs: Any
 ) -> None:
-    """Create runs for a task that the broker has taken, unless it is sent once more."""
+    """Create the runs of a published task, unless it is a retry."""
     app = _app_of(sender)
     if not headers or headers.get("retries"):
         return
@@ -216,7 +217,7 @@ def _after_publish(
     parent_id = _parent_id(app, sender, headers.get("parent_id"), arguments)
     task = TaskMessage(headers["id"], sender, arguments, keywords, alias, parent_id)
     tasks = _with_canvas(app, task, embedded.get("chord"), embedded.get("chain"))
-    # A task that goes on with its own canvas, by the next link or the body of the chord, say.
+    # The task being executed may publish the rest of its own canvas, whose runs exist already.
     canvas = canvas_of_publisher()
     canvas.published.update(each.task_id for each in tasks)
     if task.task_id not in canvas.run_ids:
@@ -226,7 +227,7 @@ def _after_publish(
 def _with_canvas(
     app: Any, task: TaskMessage, chord: Any, chain: Sequence[Mapping[str, Any]] | None
 ) -> list[TaskMessage]:
-    """Return a task with the bodies of its chords and the links that follow in its chain."""
+    """Return a task, the bodies of its chords and the later links of its chain."""
     return tasks_of_canvas(task, chord, chain or (), partial(_message_of, app))
 
 
@@ -241,7 +242,7 @@ def _message_of(app: Any, signature: Mapping[str, Any]) -> TaskMessage | None:
 
 
 def _app_of(name: str) -> Any:
-    """Return the app that knows a task: the signal does not say which one publishes it."""
+    """Return the app that has a task with this name, as the signal does not contain the app."""
     app = current_app._get_current_object()
     if name in app._tasks:
         return app
@@ -257,8 +258,8 @@ def _is_tracked(app: Any, name: str, headers: Mapping[str, Any] | None, task_id:
         return False
     if name == ACCUMULATE:
         return bool(task_id) and run_rows(run_id=task_id).exists()
-    # A publisher may know a task by its name alone: then the class of the app decides. Not
-    # app.tasks: that imports what the app has declared, if the app allows it.
+    # A publisher may not have imported the task: then the class of the app decides. Do not use
+    # app.tasks, which would finalize the app and import its tasks.
     task = app._tasks.get(name)
     kind = app.Task if task is None else type(task)
     return issubclass(kind, CancellableTask) and is_tracked(name, task_id)
@@ -269,13 +270,13 @@ def _is_detached(app: Any, name: str) -> bool:
 
 
 def _parent_id(app: Any, name: str, parent_id: str | None, arguments: Sequence[Any]) -> str:
-    """Return the id of the run above a task; blank if there is none, or it does not matter."""
-    # An error callback gets the id of the task that published it, and runs when that is cancelled.
+    """Return the id of the parent run of a task; blank without one, or if it is detached."""
+    # An error callback, which gets the id of the failed task, must run if that is cancelled.
     is_callback = list(arguments) == [parent_id]
     return "" if is_callback or _is_detached(app, name) else parent_id or ""
 
 
-# What executes it, and how it ends
+# Executing a task, and its end
 
 
 def _executed(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TaskMessage:
@@ -286,7 +287,7 @@ def _executed(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Task
 
 
 def _end_dropped(task: Any, *, goes_on: bool) -> None:
-    """End the runs that wait for a task, and that Celery will not publish any more."""
+    """End the waiting runs of a task's canvas that Celery will not publish any more."""
     request = task.request
     canvas: Canvas = request.run_canvas
     if canvas.is_passed_on:
@@ -294,7 +295,8 @@ def _end_dropped(task: Any, *, goes_on: bool) -> None:
     own = TaskMessage(request.id, task.name)
     kept = _with_canvas(task.app, own, request.chord, request.chain)
     if not goes_on:
-        # Without a native join Celery asks whether all members have a result: hosts can store one.
+        # Without a native join, Celery waits until all members have a result, which hosts may store
+        # themselves: the body may still be published.
         is_joined = task.backend.supports_native_join
         kept = [] if is_joined else [each for each in kept if each.is_shared]
     going_on = {own.task_id, *canvas.published, *(each.task_id for each in kept)}
@@ -305,7 +307,7 @@ def _end_dropped(task: Any, *, goes_on: bool) -> None:
 
 @task_revoked.connect(weak=False, dispatch_uid="django_run_cancel")  # type: ignore[untyped-decorator]
 def _on_revoked(sender: Any, request: Any, expired: bool = False, **kwargs: Any) -> None:
-    """Cancel the run of a task that the host has revoked, and the chord that waits for it."""
+    """Cancel the run of a task that the host has revoked, and the run of its chord's body."""
     if _has_run(sender, request):
         reason = "The task has expired." if expired else "The task has been revoked."
         body = body_of_chord(request.chord, request.chain or ())
@@ -315,9 +317,9 @@ def _on_revoked(sender: Any, request: Any, expired: bool = False, **kwargs: Any)
 
 @task_failure.connect(weak=False, dispatch_uid="django_run_cancel")  # type: ignore[untyped-decorator]
 def _on_failure(sender: Any, task_id: str, exception: BaseException, **kwargs: Any) -> None:
-    """Let the runs fail that Celery lets fail: links that follow in the chain, and the chord.
+    """Set the runs to failed that fail with a task: later links of its chain, and its chord.
 
-    Celery also sends this for a task whose process was lost: its run has had no end then.
+    Celery also sends the signal for a task whose process was lost: then also set its own run.
     """
     request = sender.request
     if not _is_tracked(sender.app, sender.name, request.headers, task_id):

@@ -1,4 +1,4 @@
-"""The runs of a Celery canvas: of a task, the links of its chain and the bodies of its chords."""
+"""Runs of a Celery canvas: of a task, the later links of its chain and the bodies of its chords."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from django_run_cancel.integrations.task_runs import TaskMessage
 Signature = Mapping[str, Any]
 
 MessageOf = Callable[[Signature], TaskMessage | None]
-"""Returns the task of a signature; None if it has no id yet, or is not tracked."""
+"""Type of a function that returns the task of a signature; None without an id or a run."""
 
 
 @dataclass
 class Canvas:
-    """The runs that exist since that of a task exists which a worker is executing.
+    """The runs that were created together with that of the task a worker is executing.
 
     Attributes:
-        run_ids: The ids of these runs.
-        published: Those that the task itself has published.
-        is_passed_on: Whether another task that has replaced this one goes on with them.
+        run_ids: Ids of these runs.
+        published: Ids of those whose task this task has published itself.
+        is_passed_on: Whether another task has replaced this one, and takes over its canvas.
     """
 
     run_ids: frozenset[str] = frozenset()
@@ -32,7 +32,7 @@ class Canvas:
 
 
 def canvas_of_publisher() -> Canvas:
-    """Return the canvas of the task that is being executed; an empty one outside of tasks."""
+    """Return the canvas of the task that is being executed; an empty one outside of a task."""
     task = get_current_task()
     canvas = None if task is None else getattr(task.request, "run_canvas", None)
     return canvas or Canvas()
@@ -41,19 +41,19 @@ def canvas_of_publisher() -> Canvas:
 def tasks_of_canvas(
     task: TaskMessage, chord: Signature | None, chain: Sequence[Signature], message_of: MessageOf
 ) -> list[TaskMessage]:
-    """Return the tasks whose runs are created with that of a task, each after its parent.
+    """Return the tasks whose runs are created together with that of a task, parents first.
 
     Args:
         task: The task.
-        chord: The body of the chord that it is a member of.
-        chain: What follows in its chain, which Celery keeps in reverse.
+        chord: Body of the chord of which the task is a member.
+        chain: Later links of the task's chain, in reverse order, as in Celery's messages.
         message_of: Returns the task of a signature.
 
     Returns:
-        The bodies of its chords from the outermost to its own, each followed by the links after
-        it; then the task, and the links after that.
+        The bodies of the chords from the outermost to the task's own, each followed by its links;
+        then the task, followed by its links.
     """
-    # Of a chord, the run of the body is above those of its members: its id is what callers get.
+    # The body's run is the parent of the members' runs, as callers get the id of the body.
     tasks = []
     parent_id = task.parent_id
     for body in reversed(list(_bodies(chord, chain))):
@@ -67,21 +67,21 @@ def tasks_of_canvas(
 
 
 def body_of_chord(chord: Signature | None, chain: Sequence[Signature]) -> Signature | None:
-    """Return the body of the chord that a task belongs to, by itself or by the end of its chain."""
+    """Return the body of the chord of which a task, or the last link of its chain, is a member."""
     return next(_bodies(chord, chain), None)
 
 
 def following_ids(chord: Signature | None, chain: Sequence[Signature]) -> list[str]:
-    """Return the ids of what Celery lets fail with a task: links, and the chord with its links."""
+    """Return the ids of tasks that fail with a task: links, and the chord's body with its links."""
     body = body_of_chord(chord, chain)
     signatures = [*chain, *([] if body is None else [body, *(body["options"].get("chain") or ())])]
     return [str(_last_of(each)["options"].get("task_id", "")) for each in signatures]
 
 
 def _bodies(chord: Signature | None, chain: Sequence[Signature]) -> Iterator[Signature]:
-    """Yield the body of the chord of a task, that of the chord which it is a member of, and so on.
+    """Yield the bodies of nested chords, from the innermost, of which the task is a member.
 
-    Without an id it has not been published by a chord.
+    A body without an id does not belong to a published chord.
     """
     chords = [chord, *(link["options"].get("chord") for link in chain)]
     body = next((each for each in chords if each and each["options"].get("task_id")), None)
@@ -96,13 +96,13 @@ def _links(
     for link in reversed(chain):
         message = message_of(_last_of(link))
         if message is None:
-            return  # what comes after it is recorded when it is published
+            return  # runs of later links are created when these are published
         yield replace(message, parent_id=parent_id)
         parent_id = message.task_id
 
 
 def _last_of(signature: Signature) -> Signature:
-    """Return the body of a chord, whose id is that of its result; another signature itself."""
+    """Return the body if a signature is a chord, whose result has its id; else the signature."""
     while signature["task"] == "celery.chord":
         signature = signature["kwargs"]["body"]
     return signature

@@ -1,4 +1,4 @@
-"""How the execution of a Celery task ends: tried again, replaced, ignored, or as a revoked one."""
+"""Ends of Celery tasks: helpers for tasks that are retried, replaced, ignored or cancelled."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ ENDED_BY_ITSELF = frozenset({RunStatus.COMPLETED, RunStatus.FAILED})
 
 
 class Replaced(Ignore):  # type: ignore[misc]
-    """The run goes on with the task that has replaced this one."""
+    """Raised when another task has replaced this one and continues its run."""
 
 
 def is_tried_again(error: BaseException) -> bool:
     if isinstance(error, SystemExit):
-        # Revoked, lost, or to be delivered again: the parent of this process decides.
+        # The worker's main process decides whether the task is revoked, lost or redelivered.
         return bool(current_process().daemon)
     is_rejected = isinstance(error, Reject) and error.requeue
     return is_rejected or isinstance(error, (Retry, Replaced))
 
 
 def result_or_ignore(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Return an ``Ignore`` instead of raising it: for Celery it is no failure, nor for the run."""
+    """Call a function, and return its result, or the ``Ignore`` that it raises.
+
+    ``Ignore`` is no failure for Celery, and so must not leave the block of the run.
+    """
     try:
         return function(*args, **kwargs)
     except Replaced:
@@ -42,7 +45,7 @@ def result_or_ignore(function: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
 
 def name_of_id(task_id: str, sig: Any) -> str:
-    """Return the name of the task in a signature that has an id, such as the last of a chain."""
+    """Return the name of the task with this id in a signature, such as the last link of a chain."""
     if isinstance(sig, _chord):
         return name_of_id(task_id, sig.body)
     if isinstance(sig, _chain):
@@ -52,9 +55,10 @@ def name_of_id(task_id: str, sig: Any) -> str:
 
 
 def is_published_again(request: Any, refused: Exception) -> bool:
-    """Tell whether the host has used the id of a task again that has ended: Celery executes it.
+    """Tell whether the host has published a new task with the id of one that has ended.
 
-    Not so if the run was ended from outside before this message, or this try, could start.
+    Such a task is executed without a run. False if another process has ended the run before this
+    message or retry started.
     """
     is_new = getattr(request, "run_execution", None) is None and not request.retries
     is_redelivered = (request.delivery_info or {}).get("redelivered", False)
@@ -65,22 +69,25 @@ def is_published_again(request: Any, refused: Exception) -> bool:
 
 
 def send_again_later(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Publish a message again that came while the run is being executed.
+    """Publish a message again that was received while another execution owns the run.
 
-    The first execution may die, or be a try whose transaction has not ended yet: then this message
-    is the only one left. One that was acknowledged before it started has not been redelivered.
+    That execution may die, or may be a previous try whose transaction is not committed yet: then no
+    other message is left. Messages that are acknowledged early are never redelivered.
     """
     request = task.request
     if request.is_eager or not (task.acks_late or request.retries):
         return
-    again = task.signature_from_request(
+    signature = task.signature_from_request(
         request, args, kwargs, countdown=settings.HEARTBEAT_SECONDS, retries=request.retries
     )
-    again.apply_async()
+    signature.apply_async()
 
 
 def was_ended_from_outside(request: Any) -> bool:
-    """Tell whether the run has ended while this execution had it: no other stores a result."""
+    """Tell whether another process has ended the run while this execution owned it.
+
+    Then no other execution stores a result.
+    """
     run: Execution | None = getattr(request, "run_execution", None)
     if run is None or run.run.held_as is None:
         return False
@@ -89,7 +96,7 @@ def was_ended_from_outside(request: Any) -> bool:
 
 
 def end_as_revoked(task: Any, reason: str) -> None:
-    """Tell Celery what it knows after ``revoke(terminate=True)``: result, chord and signal."""
+    """End a task as after ``revoke(terminate=True)``: result, error of the chord, and signal."""
     request = task.request
     if not request.is_eager:
         is_stored = not task.ignore_result or task.store_errors_even_if_ignored

@@ -1,10 +1,11 @@
-"""Django Tasks: tasks become runs, with one line for each entry of ``TASKS``.
+"""Django Tasks integration: makes each task a run, by one line for each entry of ``TASKS``.
 
 ``"BACKEND": "django_run_cancel.integrations.django_tasks.CancellableDatabaseBackend"``, or a
 backend that inherits from ``CancellableBackendMixin``.
 """
 
-# What imports models is imported in functions: apps that declare tasks may be imported before.
+# Modules that import models are imported in functions, as apps may declare tasks before the app
+# registry is ready.
 
 from __future__ import annotations
 
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
 
 BACKEND = "django_run_cancel.backends.django_tasks.DjangoTasksBackend"
 
-# The result of the task that a worker calls next: it tells a task its arguments, not its id.
+# The result of the task that the worker calls next. The call itself does not contain its id.
 _started: ContextVar[Any] = ContextVar("run_cancel_started_task", default=None)
 
 logger = logging.getLogger(TASKS_LOGGER)
 
 
-# What publishes a task
+# Publishing a task
 
 
 @receiver(task_enqueued, dispatch_uid="django_run_cancel")
@@ -75,32 +76,32 @@ def _is_tracked(task_result: Any) -> bool:
     )
 
 
-# What executes it, and how it ends
+# Executing a task, and its end
 
 
 @receiver(task_started, dispatch_uid="django_run_cancel")
 def _on_started(sender: Any, task_result: Any, **kwargs: Any) -> None:
-    """Note which task the worker calls next."""
+    """Remember which task the worker calls next."""
     _started.set(task_result if _is_tracked(task_result) else None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CancellableTask(Task):  # type: ignore[type-arg]
-    """A task that is a run of its own when a worker executes it. What ``@task`` makes.
+    """A task, as ``@task`` creates it, that a worker executes as a run.
 
     Attributes:
-        run_cancel_detached: Whether the run goes on when the run that has published it is
-            cancelled: ``@task(run_cancel_detached=True)``.
+        run_cancel_detached: Whether the run continues when the run that published it is cancelled:
+            ``@task(run_cancel_detached=True)``.
     """
 
     run_cancel_detached: bool = False
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        """Execute the run of the task; called directly, only the function.
+        """Execute the function as the run of the task. A direct call executes only the function.
 
         Raises:
-            RunCancelled: The run has been cancelled. It is what the result has failed with.
-            RunInProgress: Another worker executes it, and writes the result when it ends.
+            RunCancelled: The run has been cancelled. The task result fails with this error.
+            RunInProgress: Another worker is executing the run, and will write the result.
         """
         from django_run_cancel.integrations.tracking import executing
 
@@ -108,15 +109,16 @@ class CancellableTask(Task):  # type: ignore[type-arg]
             return async_to_sync(self.acall)(*args, **kwargs)
         started = self._take_started()
         with ExitStack() as stack:
-            # Enqueued in an event loop and executed at once, it has no run: the ORM is refused.
+            # A task that is enqueued and executed at once in an event loop has no run, as Django
+            # refuses the ORM there.
             if started is not None and not orm_is_refused():
-                # A run that has ended: the host has made the task ready again, for no run.
+                # The run has ended, and the host has set the task to ready again: it has no run.
                 with suppress(TransitionNotAllowed):
                     stack.enter_context(executing(_message(started)))
             return super().call(*args, **kwargs)
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``call()``; the run that is cancelled also stops a coroutine where it waits."""
+        """Async version of ``call()``. A cancellation also stops the coroutine at an ``await``."""
         from django_run_cancel.integrations.tracking import executing_async
 
         async with AsyncExitStack() as stack:
@@ -126,7 +128,7 @@ class CancellableTask(Task):  # type: ignore[type-arg]
             return await super().acall(*args, **kwargs)
 
     def _take_started(self) -> Any:
-        """Return the result of this task if a worker calls it, once."""
+        """Return and forget the task result if a worker is calling this task; else None."""
         started = _started.get()
         if started is None or started.task.func is not self.func:
             return None
@@ -136,7 +138,7 @@ class CancellableTask(Task):  # type: ignore[type-arg]
 
 @logger.addFilter
 def _is_logged(record: logging.LogRecord) -> bool:
-    """Log that a task was cancelled as what was asked for: as no error, without a traceback."""
+    """Log the cancellation of a task as INFO, without a traceback, instead of as an error."""
     error = record.exc_info[1] if record.exc_info else None
     if not isinstance(error, (RunCancelled, RunInProgress)):
         return True
@@ -146,18 +148,18 @@ def _is_logged(record: logging.LogRecord) -> bool:
     return logger.isEnabledFor(logging.INFO)
 
 
-# What a project names
+# Public names for a project's settings
 
 
 class CancellableBackendMixin:
-    """Makes the tasks of a backend of Django Tasks runs of their own.
+    """Mixin for backends of Django Tasks: makes each task a run.
 
-    Functions keep their signature, arguments, result, priority, queue and ``run_after``. To be
-    inherited from before the backend.
+    Functions keep their signature, arguments, result, priority, queue and ``run_after``. Put the
+    mixin before the backend in the base classes.
     """
 
     task_class: Any = CancellableTask
 
 
 class CancellableDatabaseBackend(CancellableBackendMixin, DatabaseBackend):
-    """The ``DatabaseBackend`` of django-tasks-db, whose tasks are runs of their own."""
+    """The ``DatabaseBackend`` of django-tasks-db, which makes each task a run."""

@@ -1,6 +1,6 @@
-"""Dramatiq: messages become runs, with ``broker.add_middleware(CancellableMiddleware())``.
+"""Dramatiq integration: makes messages runs; ``broker.add_middleware(CancellableMiddleware())``.
 
-It may stand before or after ``Abortable`` of dramatiq-abort, which it does not need.
+It works without dramatiq-abort, and before or after its middleware ``Abortable``.
 """
 
 from __future__ import annotations
@@ -50,41 +50,41 @@ else:
 BACKEND = "django_run_cancel.backends.dramatiq.DramatiqBackend"
 
 DETACHED = "run_cancel_detached"
-"""Option of actors and messages: the run goes on when the one that publishes it is cancelled."""
+"""Option of actors and messages: the run continues when the publishing run is cancelled."""
 
 PARENT = "run_cancel_parent"
-"""Option of messages that have been published: the id of the run above, or blank."""
+"""Option of published messages: id of the parent run, or blank."""
 
 ENQUEUED_AT = "run_cancel_enqueued_at"
-"""Option of messages that have been enqueued: when, in milliseconds since 1970."""
+"""Option of enqueued messages: time of enqueueing, in milliseconds since 1970."""
 
 ENQUEUED_AGAIN = "run_cancel_enqueued_again"
-"""Option of messages that code of the host has enqueued more than once."""
+"""Option of messages that the host's code has enqueued more than once."""
 
 DELAYED = "run_cancel_delayed"
-"""Option of messages that a worker keeps until their time has come. Then it enqueues them."""
+"""Option of messages with a delay that a worker holds in memory; it enqueues them when due."""
 
 NOT_RETRIED = (RunCancelError, *ABORTS)
-"""For ``@dramatiq.actor(throws=NOT_RETRIED)``: a refused or an aborted run is not tried again."""
+"""For ``@dramatiq.actor(throws=NOT_RETRIED)``: exceptions that prevent a retry."""
 
 
 class MessageCancelled(RunCancelled):
-    """The run of this message has been cancelled: Dramatiq does not try it again.
+    """The run of this message has been cancelled.
 
-    All actors have it among their ``throws``.
+    The integration adds it to the ``throws`` of all actors, so that Dramatiq does not retry.
     """
 
 
 @dataclass
 class Processing:
-    """One message while a worker processes it.
+    """State of the message that a worker thread is processing.
 
     Attributes:
         message: The message.
         is_started: Whether its actor has been called.
         has_returned: Whether its actor has returned or raised.
-        error: What the actor has raised, if Dramatiq may try the message again.
-        is_tried_again: Whether Dramatiq does so.
+        error: The exception of the actor, if Dramatiq may retry the message.
+        is_tried_again: Whether Dramatiq has enqueued a retry.
     """
 
     message: MessageProxy
@@ -99,11 +99,11 @@ _published: ContextVar[Any] = ContextVar("run_cancel_published", default=None)
 _enqueued: ContextVar[Any] = ContextVar("run_cancel_enqueued", default=None)
 
 
-# What publishes a message
+# Publishing a message
 
 
 def _mark_published(broker: Broker, message: Message[Any]) -> None:
-    """Write into a message, and those after it in its pipeline, which run is above each."""
+    """Set the option ``PARENT`` of a message and of the following messages in its pipeline."""
     actor = broker.actors.get(message.actor_name)
     is_detached = message.options.get(DETACHED, actor and actor.options.get(DETACHED))
     run = None if is_detached else current_run()
@@ -115,9 +115,9 @@ def _mark_published(broker: Broker, message: Message[Any]) -> None:
 
 
 def _mark_enqueued(message: Message[Any]) -> None:
-    """Write into a message when it is enqueued, and whether it has been before."""
+    """Set ``ENQUEUED_AT`` of a message, and ``ENQUEUED_AGAIN`` if it was enqueued before."""
     if message is _enqueued.get():
-        return  # the broker could not be reached, and is asked again
+        return  # a retry after a connection error
     _enqueued.set(message)
     if ENQUEUED_AT in message.options:
         message.options[ENQUEUED_AGAIN] = True
@@ -125,7 +125,7 @@ def _mark_enqueued(message: Message[Any]) -> None:
 
 
 def _links(message: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the messages that follow in a pipeline, if they are tracked."""
+    """Yield the following messages of a pipeline, up to the first that is not tracked."""
     link = message.options.get("pipe_target")
     while link is not None and _is_tracked(Message(**link)):
         yield link
@@ -152,13 +152,13 @@ def _task(message: Any) -> TaskMessage:
     )
 
 
-# What processes it, and how it ends
+# Processing a message, and its end
 
 
 def _call_actor(
     actor: Actor[..., Any], function: Callable[..., Any], /, *args: Any, **kw: Any
 ) -> Any:
-    """Call the function of an actor, as the run of the message if it is the worker that calls."""
+    """Call the function of an actor; if a worker calls it for a message, as the message's run."""
     processing = _processing.get()
     if (
         processing is None
@@ -202,12 +202,12 @@ def _execute(message: MessageProxy, call: Callable[[], Any]) -> Any:
 
 
 def _is_enqueued_again(message: MessageProxy) -> bool:
-    """Tell whether the run is that of the same message when it was enqueued before.
+    """Tell whether the host has enqueued this message before, so that the run exists already.
 
-    The host wants both to be processed: this one is, without a run.
+    The second message is processed without a run.
 
     Raises:
-        RunCancelled: The run has been cancelled, and the host wants neither.
+        RunCancelled: The run has been cancelled, which also applies to the second message.
     """
     if not message.options.get(ENQUEUED_AGAIN):
         return False
@@ -215,17 +215,17 @@ def _is_enqueued_again(message: MessageProxy) -> bool:
     if status == RunStatus.CANCELLED:
         raise RunCancelled(message.message_id)
     if status is None:
-        del message.options[ENQUEUED_AGAIN]  # the next try belongs to the run, too
+        del message.options[ENQUEUED_AGAIN]  # retries of this message belong to the run
     return status is not None
 
 
 def _start(message: MessageProxy, stack: ExitStack) -> Execution | None:
-    """Start the run of a message; return None if the message is processed without it."""
+    """Start the run of a message; return None if the message must be processed without a run."""
     try:
-        # Whatever fails may be tried again: the run is queued until Dramatiq has decided.
+        # Any error may be retried: the run stays queued until Dramatiq has decided.
         return stack.enter_context(executing(_task(message), requeue_on=BaseException))
     except TransitionNotAllowed as refused:
-        # A dead letter, or a message that the host has enqueued again after the run had ended.
+        # A dead letter, or a message that the host has enqueued again after the end of the run.
         if refused.current == RunStatus.FAILED or _is_enqueued_after_end(message):
             return None
         raise
@@ -244,10 +244,10 @@ def _cancelled(message: MessageProxy) -> MessageCancelled:
 
 
 def _end(message: MessageProxy) -> None:
-    """Let the run of a message that is not tried again fail, with those after it."""
+    """Set the runs of a failed message and of its pipeline to failed, unless it is retried."""
     processing = _processing.get()
     _processing.set(None)
-    if processing is None:  # rejected by the thread that fetches messages, or skipped before
+    if processing is None:  # rejected by the consumer thread, or skipped before processing
         error: Any = ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
     else:
         error = None if processing.is_tried_again else processing.error
@@ -255,15 +255,15 @@ def _end(message: MessageProxy) -> None:
         fail_unpublished(message.message_id, *_link_ids(message), error=error)
 
 
-# What a project names
+# Public names for a project
 
 
 class CancellableMiddleware(Middleware):
-    """Makes the messages of a broker runs of their own.
+    """Middleware that makes each message of a broker a run.
 
-    Actors keep their signature, arguments, result, retries, limits, priority and delays.
-    ``@dramatiq.actor(run_cancel_detached=True)`` lets a run go on when the run that has published
-    it is cancelled.
+    Actors keep their signature, arguments, result, retries, limits, priority and delays. With
+    ``@dramatiq.actor(run_cancel_detached=True)``, a run continues when the run that published it is
+    cancelled.
     """
 
     @property
@@ -271,7 +271,7 @@ class CancellableMiddleware(Middleware):
         return {DETACHED}
 
     def after_declare_actor(self, broker: Broker, actor: Actor[..., Any] | str) -> None:
-        if isinstance(actor, str):  # Dramatiq 1, of actors that were declared before
+        if isinstance(actor, str):  # Dramatiq 1, for actors declared before the middleware
             actor = broker.get_actor(actor)
         actor.fn = wraps(actor.fn)(partial(_call_actor, actor, actor.fn))
         throws = actor.options.get("throws") or ()
@@ -298,7 +298,7 @@ class CancellableMiddleware(Middleware):
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         if _enqueued.get() is message:
             _enqueued.set(None)
-        # Now, as Dramatiq calls nothing if the broker cannot be reached.
+        # Create runs only now: without a connection to the broker, this method is not called.
         if _published.get() is message:
             _published.set(None)
             links = (_task(Message(**link)) for link in _links(message))
@@ -313,7 +313,7 @@ class CancellableMiddleware(Middleware):
             _processing.set(Processing(message))
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        """Cancel the run of a message that Abortable, an age limit or its actor has skipped."""
+        """Cancel the run of a message skipped by Abortable, an age limit or its actor."""
         if not _is_tracked(message):
             return
         if run_rows(run_id=message.message_id, status__in=WAITING).exists():
@@ -323,7 +323,7 @@ class CancellableMiddleware(Middleware):
     def before_ack(self, broker: Broker, message: MessageProxy) -> None:
         if _processing.get() is not None:
             _end(message)
-            # Before the acknowledgement: tests with a StubBroker go on after it.
+            # Before the acknowledgement, after which a test with a StubBroker continues.
             close_old_connections()
 
     def before_nack(self, broker: Broker, message: MessageProxy) -> None:

@@ -1,6 +1,6 @@
-"""Huey: tasks become runs, with one line for a project or one for a task.
+"""Huey integration: makes each task a run, by one line for a project or for a task.
 
-For all tasks of a Huey, in ``AppConfig.ready()``: ``cancellable(HUEY)``.
+For all tasks of a Huey instance, in ``AppConfig.ready()``: ``cancellable(HUEY)``.
 For one: ``@cancellable`` above its ``@huey.task()``.
 """
 
@@ -40,20 +40,20 @@ from django_run_cancel.states import WAITING, RunStatus
 
 BACKEND = "django_run_cancel.backends.huey.HueyBackend"
 
-RATE_LIMITED: Any = getattr(exceptions, "RateLimitExceeded", ())  # of newer versions
+RATE_LIMITED: Any = getattr(exceptions, "RateLimitExceeded", ())  # not in older versions
 
 logger = logging.getLogger("django_run_cancel")
 
 Target = TypeVar("Target")
 
 
-# What publishes a task
+# Publishing a task
 
 
 def _enqueue(huey: Any, enqueue: Callable[[Any], Any], task: Any) -> Any:
-    """Create runs for a task, and for the tasks that follow in its pipeline, and enqueue it."""
-    # A group or a chord enqueues its members by this function, one by one. In immediate mode the
-    # task is executed here, and its run is created then.
+    """Create the runs of a task and of its pipeline, and enqueue the task."""
+    # A group or chord is no Task, and calls this function for each member. In immediate mode,
+    # ``enqueue()`` executes the task, which creates its run.
     if huey.immediate or not isinstance(task, Task) or not _is_tracked(huey, task):
         return enqueue(task)
     if not _is_recorded(task):
@@ -67,7 +67,7 @@ def _enqueue(huey: Any, enqueue: Callable[[Any], Any], task: Any) -> Any:
 
 
 def _read_schedule(read_schedule: Callable[..., Any], *args: Any) -> Any:
-    """Return the tasks of the schedule that are due: each has been published before."""
+    """Return the due tasks of the schedule, marked as published."""
     tasks = read_schedule(*args)
     for task in tasks:
         task.run_cancel_recorded = True
@@ -75,7 +75,7 @@ def _read_schedule(read_schedule: Callable[..., Any], *args: Any) -> Any:
 
 
 def _is_recorded(task: Any) -> bool:
-    """Tell whether a task that is enqueued has been published before, as before a retry."""
+    """Tell whether a task was published before, for example if this is a retry."""
     return getattr(task, "run_cancel_recorded", False)
 
 
@@ -87,7 +87,7 @@ def _message(huey: Any, task: Any) -> TaskMessage:
 
 
 def _links(task: Any) -> Iterator[Any]:
-    """Yield the tasks that follow in a pipeline."""
+    """Yield the following tasks of a pipeline."""
     while (task := task.on_complete) is not None:
         yield task
 
@@ -106,25 +106,25 @@ def _name(task: Any) -> str:
 
 def _is_tracked(huey: Any, task: Any) -> bool:
     if huey.immediate and orm_is_refused():
-        return False  # called in an event loop, it is executed there
+        return False  # the task is executed at once, in an event loop
     if not isinstance(task.id, str) or task.id.startswith(DISPATCHED):
         return False
     is_cancellable = huey.run_cancel_all or getattr(task, "run_cancel_tracked", False)
     return is_cancellable and is_tracked(_name(task), task.id)
 
 
-# What executes it, and how it ends
+# Executing a task, and its end
 
 
 def _before_execution(huey: Any, signal: str, task: Any) -> None:
-    """Let the task be executed as its run: Huey calls ``task.execute()`` next."""
+    """Replace ``task.execute()``, which Huey calls next, by the execution of the task's run."""
     if _is_tracked(huey, task):
         task.execute = partial(_execute, huey, task)
 
 
 def _execute(huey: Any, task: Any) -> Any:
     del task.execute
-    # Both are enqueued from here as the same objects: this task to be tried again, and the next.
+    # Huey enqueues the same objects for a retry and for the next task of the pipeline.
     task.run_cancel_recorded = True
     if task.on_complete is not None:
         task.on_complete.run_cancel_recorded = True
@@ -145,8 +145,8 @@ def _execute_run(huey: Any, task: Any) -> Any:
         except RunCancelled as refused:
             raise _cancel_execution(refused) from refused
         except (RunInProgress, TransitionNotAllowed):
-            # Huey delivers a task once: this one was enqueued again under the same id, like the
-            # error handler of a task that has failed twice. It is executed without a run.
+            # As Huey has no redelivery, another task was enqueued with the same id, for example an
+            # error handler for the second time. It is executed without a run.
             return task.execute()
         try:
             return task.execute()
@@ -157,7 +157,7 @@ def _execute_run(huey: Any, task: Any) -> Any:
 
 
 def _is_tried_again(task: Any, error: BaseException) -> bool:
-    """Tell whether Huey enqueues the task again after this error, as ``Huey._execute()`` does."""
+    """Tell whether Huey retries the task after this error, by the rules of ``Huey._execute()``."""
     if isinstance(error, RetryTask):
         return True
     if isinstance(error, CancelExecution) and error.retry is not None:
@@ -168,7 +168,7 @@ def _is_tried_again(task: Any, error: BaseException) -> bool:
 
 
 def _on_dropped(huey: Any, signal: str, task: Any) -> None:
-    """Cancel the run of a task that Huey does not execute, and tell who waits for its result."""
+    """Cancel the run of a task that Huey does not execute, and store its result."""
     if not _is_tracked(huey, task) or (signal == SIGNAL_CANCELED and "execute" not in vars(task)):
         return  # the code of the task has raised CancelExecution: its execution ends the run
     try:
@@ -179,14 +179,14 @@ def _on_dropped(huey: Any, signal: str, task: Any) -> None:
                 cancel_runs([task.id], requested_by="huey", reason=reason)
             elif status == RunStatus.CANCELLED:
                 _end_as_cancelled(huey, task)
-    except Exception:  # Huey 2.5 would not tell the other receivers
+    except Exception:  # Huey 2.5 would skip the other receivers
         logger.exception("The run of task %s could not be cancelled.", printable(task.id))
 
 
 def _end_as_cancelled(huey: Any, task: Any) -> None:
-    """Store for a task that was dropped, and for its pipeline, what a cancelled task ends with.
+    """Store the result of a cancelled task for a dropped task and its pipeline.
 
-    Huey stores nothing, and who waits for the result would wait for ever.
+    Huey stores none, and callers would wait for the result forever.
     """
     if huey.results and not isinstance(task, PeriodicTask):
         error = _cancel_execution(RunCancelled(task.id))
@@ -202,7 +202,7 @@ def _cancel_execution(refused: Exception) -> CancelExecution:
 
 @contextmanager
 def _without_old_connections(huey: Any) -> Iterator[None]:
-    """Close old connections before and after, as ``db_task`` does: a consumer has no requests."""
+    """Close old database connections before and after, as Huey's ``db_task`` does."""
     if huey.immediate:
         yield
         return
@@ -215,12 +215,12 @@ def _without_old_connections(huey: Any) -> Iterator[None]:
 
 @contextmanager
 def ends_cancelled() -> Iterator[None]:
-    """Let a task that ``dispatch()`` sends, and whose run may not start, end without a retry.
+    """End a task that ``dispatch()`` sends without a retry, if its run cannot start.
 
-    Around an ``execution``.
+    Use it around ``execution()``.
 
     Raises:
-        CancelExecution: Instead of ``RunCancelled`` and ``RunInProgress``.
+        CancelExecution: ``execution()`` raised ``RunCancelled`` or ``RunInProgress``.
     """
     try:
         yield
@@ -228,25 +228,25 @@ def ends_cancelled() -> Iterator[None]:
         raise _cancel_execution(refused) from refused
 
 
-# What a project names
+# Public names for a project
 
 
 def cancellable(target: Target) -> Target:
-    """Make all tasks of a Huey, or one task, runs of their own.
+    """Make each task of a Huey instance, or one task, a run.
 
-    Functions keep their signature, arguments, result, retries, delays and schedule.
-    ``@huey.task(run_cancel_detached=True)`` lets a run go on when the run that has published it is
+    Functions keep their signature, arguments, result, retries, delays and schedule. With
+    ``@huey.task(run_cancel_detached=True)``, a run continues when the run that published it is
     cancelled.
 
     Args:
-        target: The Huey, in ``AppConfig.ready()``; or a task, where ``@huey.task()`` and the like
-            have made it: ``@cancellable`` stands above them.
+        target: The Huey instance, in ``AppConfig.ready()``; or a task, with ``@cancellable`` above
+            ``@huey.task()``.
 
     Returns:
-        The same object.
+        ``target``.
 
     Raises:
-        TypeError: It is neither.
+        TypeError: ``target`` is neither a Huey instance nor a task.
     """
     if isinstance(target, Huey):
         _install(target)
@@ -269,4 +269,4 @@ def _install(huey: Any) -> None:
     huey.signal(SIGNAL_REVOKED, SIGNAL_EXPIRED, SIGNAL_CANCELED)(partial(_on_dropped, huey))
     djhuey: Any = sys.modules.get("huey.contrib.djhuey")
     if djhuey is not None and djhuey.HUEY is huey:
-        djhuey.enqueue = huey.enqueue  # its name for the method that has been replaced
+        djhuey.enqueue = huey.enqueue  # an alias of the replaced method

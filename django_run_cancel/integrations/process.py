@@ -1,4 +1,4 @@
-"""Commands that the process backend starts: how one ends that gets SIGTERM."""
+"""``exit_on_sigterm()``: for programs that the process backend starts and stops."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import sys
 
 
 def exit_on_sigterm() -> None:
-    """Let SIGTERM raise ``SystemExit`` in the main thread, as ``sys.exit()`` does there.
+    """Make SIGTERM raise ``SystemExit`` in the main thread.
 
-    Python ends at once by default: ``finally`` is not run, and nobody acknowledges the stop. Call
-    this at the start of a command that is run by this backend. Further SIGTERMs are ignored, so
-    that cleaning up is not interrupted; SIGKILL ends what takes longer than the grace.
+    Call it at the start of a program that the process backend runs. By default, SIGTERM ends Python
+    without executing ``finally`` blocks, so ``execution()`` could not record that the code has
+    stopped. Further SIGTERMs are ignored, so that they do not interrupt the clean-up; SIGKILL ends
+    the process after the grace.
     """
 
     def end(signum: int, frame: object) -> None:

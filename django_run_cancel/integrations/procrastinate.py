@@ -1,4 +1,4 @@
-"""Procrastinate: tasks become runs, with one line for a project.
+"""Procrastinate integration: makes each task a run, by one line for a project.
 
 ``PROCRASTINATE_ON_APP_READY = "django_run_cancel.integrations.procrastinate.cancellable"``.
 """
@@ -43,23 +43,24 @@ from django_run_cancel.models import run_rows
 BACKEND = "django_run_cancel.backends.procrastinate.ProcrastinateBackend"
 
 BUILTIN = ("builtin:", "procrastinate.")
-"""How the names of Procrastinate's own tasks begin."""
+"""Prefixes of the names of Procrastinate's internal tasks."""
 
 DEFER = "batch_defer_jobs" if hasattr(JobManager, "batch_defer_jobs") else "defer_job"
-"""The method of a job manager by which all jobs are deferred; older ones defer single jobs only."""
+"""Name of the JobManager's method that defers jobs, which depends on the version."""
 
 logger = logging.getLogger("django_run_cancel")
 
-# The job that a worker has fetched: it tells a task its arguments, and its job only if asked to.
+# The job that the worker has fetched. It passes the job to a task only with pass_context=True.
 _fetched: ContextVar[Any] = ContextVar("run_cancel_fetched_job", default=None)
 
 
-# What publishes a task
+# Publishing a task
 
 
 def _defer(app: App, defer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     deferred = defer(*args, **kwargs)
-    # In a transaction of the host's own, the run is created when the task starts.
+    # On a connection of the host, with its own transaction, the run is created when the task
+    # starts.
     if kwargs.get("connection") is None:
         _record(app, deferred)
     return deferred
@@ -110,11 +111,11 @@ def _is_tracked(job: Any) -> bool:
     return not is_dispatched and not job.task_name.startswith(BUILTIN) and is_tracked(job.task_name)
 
 
-# What executes it, and how it ends
+# Executing a task, and its end
 
 
 async def _fetch(app: App, fetch: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
-    """Fetch a job; the worker calls the function of its task next, in a copy of this context."""
+    """Fetch a job, and remember it for its task, which is called next in a copy of this context."""
     job = await fetch(*args, **kwargs)
     task: Any = None if job is None else app.tasks.get(job.task_name)
     _fetched.set(None)
@@ -127,7 +128,7 @@ async def _fetch(app: App, fetch: Callable[..., Awaitable[Any]], *args: Any, **k
 
 
 def _cancellable_function(task: Any) -> Callable[..., Any]:
-    """Return a function that executes the run of a task; called directly, only the function."""
+    """Return a function that executes the run of a task; a direct call executes only the task."""
     function = task.run_cancel_function
 
     @wraps(function)
@@ -135,7 +136,7 @@ def _cancellable_function(task: Any) -> Callable[..., Any]:
         if (job := _take_fetched(task)) is None:
             return function(*args, **kwargs)
         with _ends_as_aborted(job), ExitStack() as stack:
-            # A run that has ended: the host retries the job all the same, for no run.
+            # The run has ended, and the host retries the job: it has no run.
             with suppress(TransitionNotAllowed):
                 stack.enter_context(
                     executing(_message(task, job), requeue_on=_requeue_on(task, job))
@@ -156,7 +157,7 @@ def _cancellable_function(task: Any) -> Callable[..., Any]:
 
 
 def _take_fetched(task: Any) -> Any:
-    """Return the job of a task if a worker calls its function, once."""
+    """Return and forget the fetched job if a worker is calling this task; else None."""
     job = _fetched.get()
     if job is None or job.task_name not in (task.name, *task.aliases):
         return None
@@ -176,12 +177,12 @@ async def _execute_coroutine(
             return await function(*args, **kwargs)
     except CancelledError:
         if run is not None and run.cancelled:
-            raise RunCancelled(run.run_id) from None  # Procrastinate was told first, and retries it
+            raise RunCancelled(run.run_id) from None  # Procrastinate would retry CancelledError
         raise
 
 
 async def _await_in_execution(job: Any, result: Awaitable[Any], stack: ExitStack) -> Any:
-    """Await what a function has returned that is no coroutine function, and end its execution."""
+    """Await the result of a plain function that returned an awaitable, then leave its block."""
     leave = sync_to_async(stack.__exit__, thread_sensitive=False)
     with _ends_as_aborted(job):
         try:
@@ -234,7 +235,7 @@ def _on_cancelled(job_id: int) -> None:
         cancel_dropped(_run_id(job_id), requested_by="procrastinate", reason=reason)
 
     try:
-        # Not a partial: Django fails to log that a function without a name has failed.
+        # Not a partial: to log an error of the function, Django needs its ``__qualname__``.
         transaction.on_commit(cancel_run, using=run_rows().db, robust=True)
     except SynchronousOnlyOperation:
         logger.exception(
@@ -246,13 +247,13 @@ def _on_cancelled(job_id: int) -> None:
 
 @contextmanager
 def ends_cancelled() -> Iterator[None]:
-    """Let a job whose run is cancelled, or may not start, end as ``aborted``.
+    """End a job that ``dispatch()`` sends as ``aborted``, if its run is cancelled or cannot start.
 
-    For tasks that ``dispatch()`` sends. Procrastinate then neither logs an error nor tries again,
-    whatever ``retry`` says. Around an ``execution``, in functions and in coroutines alike.
+    Use it around ``execution()``, in functions and coroutines. Procrastinate then neither logs an
+    error nor retries the job.
 
     Raises:
-        JobAborted: Instead of any ``RunCancelError``.
+        JobAborted: The block raised a ``RunCancelError``.
     """
     try:
         yield
@@ -260,18 +261,18 @@ def ends_cancelled() -> Iterator[None]:
         raise JobAborted(str(refused)) from refused
 
 
-# What a project names
+# Public names for a project
 
 
 def cancellable(app: App) -> None:
-    """Make all tasks of an app of Procrastinate runs of their own.
+    """Make each task of a Procrastinate app a run.
 
-    Functions keep their signature, arguments, result, retries, locks, priority and schedule.
-    ``task.run_cancel_detached = True`` lets the runs of a task go on when the run that has deferred
-    it is cancelled.
+    Functions keep their signature, arguments, result, retries, locks, priority and schedule. With
+    ``task.run_cancel_detached = True``, the runs of a task continue when the run that deferred them
+    is cancelled.
 
     Args:
-        app: The app.
+        app: The Procrastinate app.
     """
     manager: Any = app.job_manager
     setattr(manager, DEFER, partial(_defer, app, getattr(manager, DEFER)))

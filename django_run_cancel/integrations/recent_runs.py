@@ -1,6 +1,6 @@
-"""Runs that this process has just created or read, below which it is about to create others.
+"""Cache of runs that this process has just created or read, and that may get further children.
 
-A chord publishes its members one by one, and each is below the run of its body.
+It saves queries for a chord, which publishes its members one by one, all children of one run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from django_run_cancel.models import AbstractRun
 
 SECONDS = 10
-"""How long a run is kept."""
+"""Seconds for which a run is cached."""
 
 MAX_RUNS = 1_000
 
@@ -18,18 +18,18 @@ _runs: dict[tuple[str, str], tuple[float, AbstractRun]] = {}
 
 
 def add(using: str, run: AbstractRun) -> None:
-    """Keep a run that has been committed."""
+    """Cache a committed run."""
     if len(_runs) >= MAX_RUNS:
         _runs.clear()
     _runs[using, run.run_id] = (time.monotonic() + SECONDS, run)
 
 
 def get(using: str, run_id: str) -> AbstractRun | None:
-    """Return a run that was kept, as it was then: its key and its tenant do not change."""
-    until, run = _runs.get((using, run_id), (0.0, None))
-    return run if time.monotonic() < until else None
+    """Return a cached run, or None. Only its primary key and tenant are sure to be current."""
+    expires_at, run = _runs.get((using, run_id), (0.0, None))
+    return run if time.monotonic() < expires_at else None
 
 
 def clear() -> None:
-    """Forget all runs, because one of them may have been deleted."""
+    """Clear the cache, as one of its runs may have been deleted."""
     _runs.clear()

@@ -1,4 +1,4 @@
-"""RQ: jobs become runs, with one line for a project.
+"""RQ integration: makes each job a run, by one line for a project.
 
 With django-rq: ``RQ = {"JOB_CLASS": "django_run_cancel.integrations.rq.CancellableJob"}``. With RQ
 alone: ``Queue(job_class=CancellableJob)`` and ``rq worker --job-class`` with its dotted path.
@@ -36,15 +36,15 @@ from django_run_cancel.states import RunStatus
 BACKEND = "django_run_cancel.backends.rq.RQBackend"
 
 DETACHED = "run_cancel_detached"
-"""Key in the ``meta`` of jobs that go on when the run that has published them is cancelled."""
+"""Key in the ``meta`` of jobs whose run continues when the run that published it is cancelled."""
 
 PARENT = "run_cancel_parent"
-"""Key in the ``meta`` of a job with the id of the run that has published it."""
+"""Key in the ``meta`` of a job: id of the run that published it."""
 
 PUBLISHED = {status for status in WAITING if status.value != "created"}  # not in RQ 2.0
 
 RETURNED_RETRIES = hasattr(Job, "_handle_retry_result")
-"""Whether this RQ tries a job again that returns ``Retry``, as it does since 2.1."""
+"""Whether this version of RQ retries a job that returns ``Retry``, as since 2.1."""
 
 REFUSALS = (RunCancelled, RunInProgress, TransitionNotAllowed)
 
@@ -52,7 +52,7 @@ logger = logging.getLogger("django_run_cancel")
 
 
 class CancellableJob(Job):
-    """Class of jobs that are runs of their own.
+    """Job class that makes each job a run.
 
     Functions keep their signature, arguments, result, retries, timeouts, callbacks and schedule.
     """
@@ -60,13 +60,13 @@ class CancellableJob(Job):
     _is_new = False
     _run_has_ended = False  # in this process
     _runs_elsewhere = False
-    _is_closed = False  # RQ is not to store an end, nor to call back
+    _is_closed = False  # RQ must neither store a result nor call callbacks
 
-    # What publishes a job
+    # Publishing a job
 
     @classmethod
     def create(cls, *args: Any, **kwargs: Any) -> CancellableJob:
-        """Create a job, and note the run whose code creates it."""
+        """Create a job, and store the id of the current run in its ``meta``."""
         job: Any = super().create(*args, **kwargs)
         job._is_new = True
         running = current_run()
@@ -75,14 +75,14 @@ class CancellableJob(Job):
         return job  # type: ignore[no-any-return]
 
     def save(self, pipeline: Any = None, *args: Any, **kwargs: Any) -> None:
-        """Create the run once Redis has got the job: however it is published, RQ calls this."""
+        """Save the job, and create its run when the pipeline has been executed."""
         is_new, is_published = self._is_new, self._is_published
-        self._is_new = False  # for to_dict(), which this calls
+        self._is_new = False  # for to_dict(), which save() calls
         try:
             super().save(pipeline, *args, **kwargs)
         finally:
             self._is_new = is_new
-        if is_published and pipeline is not None:  # as always when RQ enqueues it
+        if is_published and pipeline is not None:  # RQ always passes one to enqueue a job
             _record_when_executed(self, pipeline)
 
     def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -93,22 +93,22 @@ class CancellableJob(Job):
 
     @property
     def _is_published(self) -> bool:
-        """Whether RQ writes a new job to enqueue it, and not since the host has called ``save()``.
+        """Whether RQ is writing a new job to enqueue it; False if the host has called ``save()``.
 
-        Jobs are created with the status ``queued``.
+        The status does not tell, as jobs are created with the status ``queued``.
         """
         if not self._is_new or self._status not in PUBLISHED:
             return False
         return self._status != JobStatus.QUEUED or self.enqueued_at is not None
 
-    # What executes it, and how it ends
+    # Executing a job, and its end
 
     def perform(self) -> Any:
         """Execute the run of the job."""
         if not _is_tracked(self):
             return super().perform()
         if orm_is_refused():  # enqueued in an event loop with is_async=False
-            self._run_has_ended = True  # there is none
+            self._run_has_ended = True  # no run exists
             return super().perform()
         run: Execution | None = None
         result = refusal = None
@@ -119,7 +119,7 @@ class CancellableJob(Job):
         except (_ExecutedAgain, MaxRetriesExceeded):
             pass
         except Exception as error:
-            # Errors about other runs are the job's own.
+            # An error about another run is an ordinary error of the job.
             is_refused = isinstance(error, REFUSALS) and error.run_id == self.id
             if not is_refused and (run is None or not run.cancelled):
                 raise
@@ -137,15 +137,15 @@ class CancellableJob(Job):
 
     @property
     def _is_synchronous(self) -> bool:
-        """Whether its queue has ``is_async=False``: then RQ neither tries again nor repeats."""
+        """Whether the queue has ``is_async=False``; then RQ neither retries nor repeats jobs."""
         return self.worker_name == "sync"
 
     def _raise_if_executed_again(self, result: Any) -> None:
-        """Leave the run queued if RQ executes the job again after it has returned.
+        """Raise an error that leaves the run queued, if RQ will execute the returned job again.
 
         Raises:
-            _ExecutedAgain: It does.
-            MaxRetriesExceeded: It fails the job, as it has done so too often.
+            _ExecutedAgain: RQ will retry or repeat the job.
+            MaxRetriesExceeded: RQ will fail the job, as there are no retries left.
         """
         if self._is_synchronous:
             return
@@ -170,37 +170,36 @@ class CancellableJob(Job):
         return None
 
     def _is_enqueued_again(self) -> bool:
-        """Tell whether the host has enqueued the job after its run ended, as "requeue" does.
+        """Tell whether the host has enqueued the job after the end of its run, as ``requeue`` does.
 
-        A run that has ended stays so. The job is executed, as the host wants, without a run. One
-        that was enqueued before is a duplicate.
+        Such a job is executed without a run. One that was enqueued before is a duplicate.
         """
-        # RQ 2.0 gives the time no zone.
+        # In RQ 2.0 the time is naive.
         return self.enqueued_at is None or has_ended_before(self.id, aware(self.enqueued_at, UTC))
 
     def _end_as_canceled(self) -> None:
-        """Tell RQ what it knows after ``job.cancel()``."""
+        """Give the job the state that it has after ``job.cancel()``."""
         self._run_has_ended = True
-        with suppress(InvalidJobOperation):  # it knows
+        with suppress(InvalidJobOperation):  # cancelled already
             super().cancel()
         if dependents := self.dependent_ids:
             _cancel_run(self, "The job that it depends on has been cancelled.", dependents)
         self._close()
 
     def _close(self) -> None:
-        """Have RQ store nothing more when ``perform()`` returns, which it takes for success."""
+        """Keep RQ from storing a success when ``perform()`` returns."""
         self._is_closed = True
         self.repeats_left = None
         self.webhooks = []
 
     @property
     def success_callback(self) -> Any:
-        """As RQ's, but none for a job that was cancelled or came twice."""
+        """The callback; None for a job that was cancelled, or is a duplicate."""
         return None if self._is_closed else super().success_callback
 
     @property
     def dependents_key(self) -> str:
-        """As RQ's, but without jobs if the dependents wait for an execution elsewhere."""
+        """The key; one without jobs if another execution will enqueue the dependents."""
         key: str = super().dependents_key
         return f"{key}:none" if self._runs_elsewhere else key
 
@@ -209,14 +208,14 @@ class CancellableJob(Job):
             super()._handle_success(*args, **kwargs)
 
     def cleanup(self, *args: Any, **kwargs: Any) -> None:
-        """As RQ's, but a job that was cancelled stays, as after ``cancel()``."""
+        """Set the expiry of the job, except for a cancelled one, which ``cancel()`` keeps, too."""
         if not self._is_closed:
             super().cleanup(*args, **kwargs)
 
-    # What the host does by RQ's own means
+    # Status changes, cancellation and deletion through RQ
 
     def set_status(self, status: JobStatus, pipeline: Any = None) -> None:
-        """End the run of a job that RQ has killed, or whose worker is gone."""
+        """End the run of a job that RQ has killed, or whose worker has died."""
         super().set_status(status, pipeline)
         if self._run_has_ended:
             return
@@ -228,28 +227,28 @@ class CancellableJob(Job):
     def cancel(
         self, pipeline: Any = None, enqueue_dependents: bool = False, *args: Any, **kwargs: Any
     ) -> Any:
-        """Cancel the run with the job, and the runs of jobs that wait for it."""
+        """Cancel the job, its run, and the runs of dependent jobs."""
         dependents = self.dependent_ids
         outcome = super().cancel(pipeline, enqueue_dependents, *args, **kwargs)
         if enqueue_dependents:
-            _take_from_parent(self, dependents)
+            _detach_dependents(self, dependents)
             dependents = []
         _cancel_run(self, "The job has been cancelled.", dependents)
         return outcome
 
     def delete(self, *args: Any, **kwargs: Any) -> None:
-        """Cancel the run of a job that is deleted while it waits."""
+        """Delete the job, and cancel its run."""
         super().delete(*args, **kwargs)
         if not self._run_has_ended:
             _cancel_run(self, "The job has been deleted.")
 
 
 class MaxRetriesExceeded(Exception):
-    """The job has returned ``Retry`` more often than that allows."""
+    """The job has returned ``Retry`` more often than its ``max``."""
 
 
 class _ExecutedAgain(Exception):
-    """The run goes on with the next try or repetition of the job."""
+    """Raised to leave the run queued for the next try or repetition of the job."""
 
 
 def _is_tracked(job: Job) -> bool:
@@ -257,7 +256,7 @@ def _is_tracked(job: Job) -> bool:
 
 
 def _name(job: Job) -> str:
-    """Return the dotted path of the function, that of a method with its class."""
+    """Return the dotted path of the job's function or method."""
     owner = job.instance
     if owner is None:
         return str(job.func_name)
@@ -266,13 +265,13 @@ def _name(job: Job) -> str:
 
 
 def _message(job: Job) -> TaskMessage:
-    # A job that depends on another cannot run without it, whoever has published it.
+    # The first dependency is the parent, as the job cannot start without it.
     parent_id = next(iter(job._dependency_ids), "") or job.meta.get(PARENT, "")
     return TaskMessage(job.id, _name(job), job.args, job.kwargs, backend_alias(BACKEND), parent_id)
 
 
 def _record_when_executed(job: CancellableJob, pipeline: Any) -> None:
-    """Create the run of a job when its pipeline has been executed. It may fail or be discarded."""
+    """Create the run of a job after its pipeline is executed; not if it fails or is discarded."""
     jobs: dict[str, CancellableJob] | None = vars(pipeline).get("run_cancel_jobs")
     if jobs is None:
         jobs = pipeline.run_cancel_jobs = {}
@@ -326,8 +325,8 @@ def _fail_run(job: Job) -> None:
         logger.exception("The run of the job %s was not ended.", printable(job.id))
 
 
-def _take_from_parent(job: Job, dependents: list[str]) -> None:
-    """Let jobs go on whose dependency is cancelled with ``enqueue_dependents=True``."""
+def _detach_dependents(job: Job, dependents: list[str]) -> None:
+    """Detach the runs of dependent jobs, if ``cancel(enqueue_dependents=True)`` keeps the jobs."""
     try:
         if _is_tracked(job) and dependents:
             run_rows(run_id__in=dependents, parent__run_id=job.id).update(parent=None)

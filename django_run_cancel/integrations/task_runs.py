@@ -1,4 +1,4 @@
-"""Creates the runs of tasks: each with the id of its task, below the run that published it."""
+"""``create_runs()``: creates the runs of tasks, as children of the run that published them."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ logger = logging.getLogger("django_run_cancel")
 
 @dataclass(frozen=True)
 class TaskMessage:
-    """One task as its executor publishes or executes it.
+    """A task that an executor publishes or executes.
 
     Attributes:
-        task_id: Its id at the executor, which becomes the run's id.
+        task_id: Id of the task at the executor, and of its run.
         name: Name of the task.
-        args: Its arguments by position. They are given to ``RUN_CANCEL_DESCRIBE`` alone.
-        kwargs: Its arguments by keyword.
-        backend: Alias of the backend that can stop it; blank if none is configured.
-        parent_id: Id of the task that published it; blank if none did, or if it is detached.
-        is_detached: Whether it goes on when the task before it in a chain is cancelled.
-        is_shared: Whether it is published with each of several tasks, as the body of a chord.
+        args: Positional arguments, used only for ``RUN_CANCEL_DESCRIBE``.
+        kwargs: Keyword arguments, used only for ``RUN_CANCEL_DESCRIBE``.
+        backend: Alias of the backend that can stop the task; blank if none is configured.
+        parent_id: Id of the task that published this one; blank without one, or if detached.
+        is_detached: Whether the run continues when the previous task of its chain is cancelled.
+        is_shared: Whether several tasks lead to this one, as the members of a chord to its body.
     """
 
     task_id: str
@@ -58,15 +58,15 @@ class TaskMessage:
 
 
 def create_runs(tasks: Sequence[TaskMessage]) -> None:
-    """Create the runs of tasks. Those that exist stay as they are.
+    """Create the runs of tasks, in one transaction. Existing runs stay unchanged.
 
-    All or none: a task that fails as soon as its run can be seen lets those fail that follow it,
-    and finds them.
+    If a task fails immediately, the runs of the tasks that follow it must exist, so that they can
+    be set to failed, too.
 
     Args:
-        tasks: A task, and those that the executor publishes once it has ended. The run of each is
-            below that of its ``parent_id``; if this is also that of the first, below the one before
-            it.
+        tasks: A task, and the tasks that the executor publishes after its end. The parent of each
+            run is that with ``parent_id``; if the first task has the same ``parent_id``, it is the
+            previous run.
     """
     using = run_rows().db
     try:
@@ -76,7 +76,7 @@ def create_runs(tasks: Sequence[TaskMessage]) -> None:
         created = _create(tasks, using)
     for new in created:
         if not connections[using].in_atomic_block:
-            _keep(new, using)
+            _cache(new, using)
         if new.parent is not None and _is_known_to_be_cancelled(new.parent):
             with suppress(RunCancelled):
                 stop_with_ancestors(new.run)
@@ -95,10 +95,10 @@ def _create(tasks: Sequence[TaskMessage], using: str) -> list[_Created]:
     return _create_each(new)
 
 
-def _keep(new: _Created, using: str) -> None:
+def _cache(new: _Created, using: str) -> None:
     if new.task.is_shared:
         recent_runs.add(using, new.run)
-    # The body of a chord, say. One that is running may be cancelled, and be read again then.
+    # For example, the body of a chord. Do not cache a running parent, which may be cancelled.
     if new.parent is not None and new.parent.status == RunStatus.QUEUED:
         recent_runs.add(using, new.parent)
 
@@ -112,13 +112,13 @@ def _create_together(tasks: Sequence[TaskMessage], restartable: bool) -> list[_C
         except DatabaseError as error:
             if not is_refusal(error):
                 raise
-        # One of them exists, or is described by what no run can have.
+        # A run exists already, or RUN_CANCEL_DESCRIBE has returned an invalid value.
     with transaction.atomic(using=using):
         return _create_each(tasks)
 
 
 def _can_be_created_in_bulk(model: type[AbstractRun]) -> bool:
-    """Tell whether nothing of the host's would be left out, such as a receiver of a signal."""
+    """Tell whether ``bulk_create()`` skips no code of the host, such as signal receivers."""
     return (
         model.save is AbstractRun.save
         and not any(each.has_listeners(model) for each in (pre_save, post_save))
@@ -129,12 +129,12 @@ def _can_be_created_in_bulk(model: type[AbstractRun]) -> bool:
 def _create_in_bulk(
     tasks: Sequence[TaskMessage], model: type[AbstractRun], using: str
 ) -> list[_Created]:
-    """Create runs with two statements, however many there are."""
+    """Create any number of runs with two statements."""
     created: dict[str, _Created] = {}
     parents = []
     for task in tasks:
         parent = _parent_of(task, tasks[0], created)
-        run = _new_run(task, parent, _described(task))
+        run = _new_run(task, parent, _description_fields(task))
         created[task.task_id] = _Created(task, run, parent)
         if run.parent is not None and run.parent.pk is None:
             parents.append((run, run.parent))
@@ -149,7 +149,7 @@ def _create_in_bulk(
 
 
 def _read_keys(runs: Sequence[AbstractRun], using: str) -> None:
-    """Read the keys of new runs where the database returns none."""
+    """Read the primary keys of new runs if ``bulk_create()`` does not set them."""
     if connections[using].features.can_return_rows_from_bulk_insert:
         return
     keys = dict(run_rows(run_id__in=[run.run_id for run in runs]).values_list("run_id", "pk"))
@@ -174,13 +174,13 @@ def _parent_of(
         return created[task.parent_id].run
     if created and task.parent_id == first.parent_id:
         return created[next(reversed(created))].run
-    return _run_of(task.parent_id) if task.parent_id else None
+    return _find_parent(task.parent_id) if task.parent_id else None
 
 
-def _run_of(task_id: str) -> AbstractRun | None:
+def _find_parent(task_id: str) -> AbstractRun | None:
     running = current_run()
     if running is not None and running.run_id == task_id:
-        return running.run  # as nearly always, and without a query
+        return running.run  # the usual case, without a query
     rows = run_rows(run_id=task_id)
     run: AbstractRun | None = recent_runs.get(rows.db, task_id) or rows.first()
     return run
@@ -194,7 +194,7 @@ def _is_known_to_be_cancelled(parent: AbstractRun) -> bool:
 
 
 def _create_run(task: TaskMessage, parent: AbstractRun | None) -> AbstractRun:
-    if described := _described(task):
+    if described := _description_fields(task):
         try:
             return _save_run(task, parent, described)
         except Exception as error:
@@ -234,7 +234,7 @@ def _save_run(
         with transaction.atomic(using=rows.db):
             run.save(using=rows.db, force_insert=True)
     except IntegrityError:
-        # A consumer has been quicker, or the message is delivered again: that run stays.
+        # The run exists: the worker has created it first, or the message was redelivered.
         existing: AbstractRun | None = rows.first()
         if existing is None:
             raise
@@ -245,13 +245,13 @@ def _save_run(
 
 
 def _set_parent(run: AbstractRun, parent: AbstractRun | None, tenant: str) -> None:
-    """Put a run below its parent that a consumer has created, who may not know the parent."""
+    """Set the parent of a run that a worker has created, which may not know the parent."""
     if parent is None:
         return
     rows = run_rows(pk=run.pk, parent=None, status__in=ACTIVE)
     with transaction.atomic(using=rows.db):
-        line = lock_ancestors(rows.model, parent.pk, rows.db)
-        is_above = run.run_id in {each.run_id for each in line}
+        locked_runs = lock_ancestors(rows.model, parent.pk, rows.db)
+        is_above = run.run_id in {each.run_id for each in locked_runs}
         is_changed = not is_above and rows.update(parent=parent, tenant=tenant)
     if is_changed:
         run.refresh_from_db()
@@ -260,13 +260,13 @@ def _set_parent(run: AbstractRun, parent: AbstractRun | None, tenant: str) -> No
 
 
 def _set_backend(run: AbstractRun, published: AbstractRun) -> None:
-    """Say how a run is stopped that a consumer has created, whose settings may name no backend."""
+    """Set the backend of a run that a worker has created, whose settings may have no backend."""
     if published.backend and not run.backend:
         rows = run_rows(pk=run.pk, backend="", status__in=ACTIVE)
         rows.update(backend=published.backend, external_id=published.external_id)
 
 
-def _described(task: TaskMessage) -> Mapping[str, Any]:
+def _description_fields(task: TaskMessage) -> Mapping[str, Any]:
     if settings.DESCRIBE is None:
         return {}
     try:
@@ -280,13 +280,13 @@ def _described(task: TaskMessage) -> Mapping[str, Any]:
 
 
 def terminate_dropped(run_ids: Collection[str], reason: str) -> None:
-    """End waiting runs whose tasks the executor will not publish, though no task has failed.
+    """Set waiting runs to ``terminated`` whose tasks the executor will not publish any more.
 
-    What goes wrong is logged.
+    Errors are logged.
 
     Args:
-        run_ids: The runs.
-        reason: Why they have ended, for people.
+        run_ids: Public ids.
+        reason: Reason, for users.
     """
     if not run_ids:
         return

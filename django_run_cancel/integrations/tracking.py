@@ -1,8 +1,8 @@
-"""Runs for the tasks that a host already has: created when one is published, executed when it runs.
+"""Shared code of the integrations: creates the runs of published tasks, and executes them.
 
-What every integration shares. A module for an executor has, in this order: what publishes a task,
-what executes it, how a cancelled task ends, and the class or function that a project names once.
-The run's id is the id of the task.
+The module of each executor has, in this order: publishing a task, executing it, the end of a
+cancelled task, and the class or function for a project's settings. The id of a run is that of its
+task.
 """
 
 from __future__ import annotations
@@ -52,11 +52,12 @@ _warn_once = lru_cache(1_000)(logger.warning)
 
 
 def is_tracked(name: str, task_id: str = "") -> bool:
-    """Tell whether a task is a run: whether ``RUN_CANCEL_TRACK`` has a pattern for its name.
+    """Tell whether a task becomes a run, by the patterns in ``RUN_CANCEL_TRACK``.
 
     Args:
         name: Name of the task.
-        task_id: Its id, if it is known. A task whose id no run can have is none; that is logged.
+        task_id: Id of the task, if known. If it is no valid run id, the task becomes no run, and a
+            warning is logged.
     """
     wanted = [pattern for pattern in settings.TRACK if not pattern.startswith("!")]
     unwanted = [pattern[1:] for pattern in settings.TRACK if pattern.startswith("!")]
@@ -75,7 +76,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def backend_alias(path: str) -> str:
-    """Return the first alias of ``RUN_CANCEL_BACKENDS`` with this class; blank if there is none."""
+    """Return the first alias of ``RUN_CANCEL_BACKENDS`` with this class; blank without one."""
     for alias, configuration in settings.BACKENDS.items():
         if configuration.get("BACKEND") == path:
             return alias
@@ -83,28 +84,26 @@ def backend_alias(path: str) -> str:
 
 
 def record_published(task: TaskMessage, *later: TaskMessage) -> None:
-    """Create the runs of tasks once the transaction that publishes them has committed.
+    """Create the runs of published tasks after the commit of the current transaction.
 
-    Not at once: the consumer would wait for its publisher, which may wait for the result. What
-    goes wrong is logged; the run is created when the task starts then.
+    An uncommitted row would make the worker wait for the publisher, which may be waiting for the
+    result. Errors are logged; then the run is created when the task starts.
 
     Args:
         task: The task.
-        later: Tasks that the executor publishes one after the other, each when the one before it
-            has succeeded.
+        later: Tasks that the executor publishes in turn, each after the success of the previous.
     """
     _on_commit(_create_published, [task, *later])
 
 
 def fail_unpublished(*run_ids: str, error: BaseException) -> None:
-    """Let waiting runs fail whose tasks will not be published after all.
+    """Set waiting runs to failed whose tasks will not be published, after the commit.
 
-    One could not be published, or follows a task that has failed. Once the transaction commits, if
-    there is one. What goes wrong is logged.
+    Publishing has failed, or the previous task of a chain. Errors are logged.
 
     Args:
-        run_ids: The runs.
-        error: Why.
+        run_ids: Public ids.
+        error: The reason.
     """
     _on_commit(_fail, run_ids, WAITING, error)
 
@@ -113,22 +112,22 @@ def fail_unpublished(*run_ids: str, error: BaseException) -> None:
 def executing(
     task: TaskMessage, *, requeue_on: Requeue = (), published: Sequence[TaskMessage] = ()
 ) -> Iterator[Execution]:
-    """Execute the run of a task, and create it if that was not done when it was published.
+    """Execute the run of a task; create the run if it does not exist yet.
 
-    A message that was delivered again waits until it is clear whether its first execution is alive.
-    While the database is away the task waits, too, and its end is written later; an end that cannot
-    be written is logged.
+    A redelivered message waits until it is known whether the first execution is alive. During an
+    outage of the database, the start and the end of the run wait; an end that cannot be written is
+    logged.
 
     Args:
         task: The task.
         requeue_on: As for ``execution()``.
-        published: The tasks that were published with it, and itself, as for
-            ``record_published()``: their runs are created with its own. By default itself.
+        published: The task and the others that were published with it, as for
+            ``record_published()``, whose runs are created if missing. By default only the task.
 
     Raises:
-        RunCancelled: The run has been cancelled, or the run that published it.
-        RunInProgress: Another execution has it.
-        TransitionNotAllowed: It has ended.
+        RunCancelled: The run, or the run that published it, has been cancelled.
+        RunInProgress: Another execution owns the run.
+        TransitionNotAllowed: The run has ended.
     """
     with ExitStack() as stack:
         try:
@@ -136,9 +135,9 @@ def executing(
         except TransitionNotAllowed as error:
             if _has_ended(error):
                 raise
-            _ask(create_runs, published or [task])
+            _retry(create_runs, published or [task])
             run = stack.enter_context(_execution(task, requeue_on))
-        _ask(stop_with_ancestors, run.run)
+        _retry(stop_with_ancestors, run.run)
         yield run
     if run.cancelled:
         stop_waiting_children(run)
@@ -148,18 +147,16 @@ def executing(
 async def executing_async(
     task: TaskMessage, *, requeue_on: Requeue = ()
 ) -> AsyncIterator[Execution]:
-    """Execute the run of a task whose function is a coroutine, as ``executing()`` does.
-
-    Cancelling the run also stops the coroutine where it waits.
+    """Async version of ``executing()``. A cancellation also stops the coroutine at an ``await``.
 
     Args:
         task: The task.
         requeue_on: As for ``execution()``.
 
     Raises:
-        RunCancelled: The run has been cancelled, or the run that published it.
-        RunInProgress: Another execution has it.
-        TransitionNotAllowed: It has ended.
+        RunCancelled: The run, or the run that published it, has been cancelled.
+        RunInProgress: Another execution owns the run.
+        TransitionNotAllowed: The run has ended.
     """
     async with AsyncExitStack() as stack:
         try:
@@ -167,9 +164,9 @@ async def executing_async(
         except TransitionNotAllowed as error:
             if _has_ended(error):
                 raise
-            await _ask_async(create_runs, [task])
+            await _retry_async(create_runs, [task])
             run = await stack.enter_async_context(_execution(task, requeue_on))
-        await _ask_async(stop_with_ancestors, run.run)
+        await _retry_async(stop_with_ancestors, run.run)
         yield run
 
 
@@ -177,42 +174,43 @@ def _execution(task: TaskMessage, requeue_on: Requeue) -> Execution:
     return Execution(task.task_id, "if_dead", requeue_on, "process", is_tracked=True)
 
 
-def _ask(action: Callable[..., None], *args: Any) -> None:
+def _retry(action: Callable[..., None], *args: Any) -> None:
     using, delays = run_rows().db, retry.START_DELAYS
-    retry.retry_on_outage(_ask_once, action, *args, using=using, delays=delays)
+    retry.retry_on_outage(_call_once, action, *args, using=using, delays=delays)
 
 
-async def _ask_async(action: Callable[..., None], *args: Any) -> None:
+async def _retry_async(action: Callable[..., None], *args: Any) -> None:
     patience = retry.Patience(run_rows().db, retry.START_DELAYS)
-    await retry_in_orm_thread(partial(in_orm_thread, _ask_once, action, *args), patience)
+    await retry_in_orm_thread(partial(in_orm_thread, _call_once, action, *args), patience)
 
 
-def _ask_once(action: Callable[..., None], *args: Any) -> None:
+def _call_once(action: Callable[..., None], *args: Any) -> None:
     with given_back_to_pool(run_rows().db):
         action(*args)
 
 
 def _has_ended(refused: TransitionNotAllowed) -> bool:
-    # Otherwise the run does not exist, or its publisher committed it after this start was refused.
+    # If not, the run does not exist, or was committed only after its start was refused.
     return refused.current is not None and refused.current not in WAITING
 
 
 def cancel_dropped(run_id: str, *others: str, requested_by: str, reason: str) -> None:
-    """Cancel a run whose task the executor has dropped, and the runs that wait for it.
+    """Cancel the run of a task that the executor has dropped, and runs that depend on it.
 
-    Those that have ended stay as they are.
+    Runs that have ended stay unchanged.
 
     Args:
-        run_id: The run. If it has been cancelled already, the others are for the same reason.
-        others: The runs that wait for it.
+        run_id: Public id of the run. If it was cancelled before, the requester and reason of that
+            cancellation also apply to the others.
+        others: Public ids of runs that depend on it.
         requested_by: Name of the executor.
-        reason: Why it has dropped the task, for people.
+        reason: Reason, for users.
     """
     runs = run_rows(run_id__in=[run_id, *others])
     with _connection_closed_after_first_use():
-        found = {run.run_id: run for run in runs.select_related("cancellation")}
-        active = [each for each, run in found.items() if run.status in ACTIVE]
-        dropped = found.get(run_id)
+        runs_by_id = {run.run_id: run for run in runs.select_related("cancellation")}
+        active = [each for each, run in runs_by_id.items() if run.status in ACTIVE]
+        dropped = runs_by_id.get(run_id)
         record = getattr(dropped, "cancellation", None)
         if record is not None:
             requested_by, reason = record.requested_by, record.reason
@@ -221,13 +219,13 @@ def cancel_dropped(run_id: str, *others: str, requested_by: str, reason: str) ->
 
 
 def fail_dropped(*run_ids: str, error: BaseException) -> None:
-    """Let runs fail whose tasks the executor will not execute any more.
+    """Set runs to failed whose tasks the executor will not execute any more.
 
-    Those that have ended stay as they are.
+    Runs that have ended stay unchanged.
 
     Args:
-        run_ids: The runs.
-        error: Why.
+        run_ids: Public ids.
+        error: The reason.
     """
     with _connection_closed_after_first_use():
         _fail(run_ids, ACTIVE, error)
@@ -235,7 +233,10 @@ def fail_dropped(*run_ids: str, error: BaseException) -> None:
 
 @contextmanager
 def _connection_closed_after_first_use() -> Iterator[None]:
-    """Leave no connection behind in a process that had none, such as the parent of workers."""
+    """Close the database connection if it was opened inside, e.g. in a worker's main process.
+
+    Forked worker processes would otherwise inherit it.
+    """
     connection = connections[run_rows().db]
     had_none = connection.connection is None
     try:
@@ -246,22 +247,22 @@ def _connection_closed_after_first_use() -> Iterator[None]:
 
 
 def _on_commit(function: Callable[..., None], *args: Any) -> None:
-    """Call a function once the transaction commits, and let no error reach the publisher."""
+    """Call a function after the commit, and log its errors instead of raising them."""
 
     def call() -> None:
-        with _publisher_unharmed():
+        with _errors_logged():
             function(*args)
 
-    with _publisher_unharmed():
+    with _errors_logged():
         transaction.on_commit(call, using=run_rows().db)
 
 
 @contextmanager
-def _publisher_unharmed() -> Iterator[None]:
+def _errors_logged() -> Iterator[None]:
     try:
         yield
     except SynchronousOnlyOperation:
-        pass  # In an event loop: the run is created when the task starts.
+        pass  # in an event loop; the run is created when the task starts
     except Exception:
         logger.exception("The run of a task could not be written when it was published.")
 
@@ -273,7 +274,7 @@ def _create_published(tasks: Sequence[TaskMessage]) -> None:
         connection = connections[run_rows().db]
         if connection.in_atomic_block or (connection.connection and connection.is_usable()):
             raise
-        connection.close()  # a scheduler publishes rarely, and has no requests that close it
+        connection.close()  # e.g. a scheduler, which never closes stale connections
         create_runs(tasks)
 
 
