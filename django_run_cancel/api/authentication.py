@@ -11,23 +11,22 @@ from django_run_cancel.models import ApiKey
 
 
 class ApiKeyAuthentication(BaseAuthentication):
-    """Authenticate by API key; ``request.auth`` is then the key.
+    """Authenticates by API key, and sets ``request.auth`` to the ApiKey.
 
-    A header that is there decides, even when it is empty: a wrong key never falls back to the
-    session.
+    If the header is present, even empty, a wrong key never falls back to the session.
     """
 
     def authenticate(self, request: Request) -> tuple[AnonymousUser, ApiKey] | None:
-        """Return the key, or None when the request has no such header.
+        """Return an anonymous user and the ApiKey, or None without the header.
 
         Raises:
-            AuthenticationFailed: The key is unknown, expired or revoked. Answered with 403, as
-                the contract has it, because no ``WWW-Authenticate`` goes with it.
+            AuthenticationFailed: The key is unknown, expired or revoked. The status is 403, as the
+                contract requires, because there is no ``WWW-Authenticate`` header.
         """
-        sent = request.META.get("HTTP_X_API_KEY")
-        if sent is None:
+        header = request.META.get("HTTP_X_API_KEY")
+        if header is None:
             return None
-        key = ApiKey.authenticate(sent)
+        key = ApiKey.authenticate(header)
         if key is None:
             raise AuthenticationFailed
         return AnonymousUser(), key

@@ -1,4 +1,4 @@
-"""The endpoint that lists cancellations, and that cancels any number of runs."""
+"""Endpoint for cancellations: lists them, and starts bulk cancellations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from django_run_cancel.models import ApiKey, Cancellation, get_run_model
 from django_run_cancel.states import UNSETTLED, Source
 
 MAX_SAMPLE_ITEMS = 100
-"""Items of a preview that are answered: of the runs asked for, then of their descendants."""
+"""Maximum number of items in the response to a preview."""
 
 HEADERS = [
     OpenApiParameter(
@@ -64,11 +64,11 @@ class CancellationListView(ListModelMixin, CancellationView):
 
     @property
     def throttle_scope(self) -> str:
-        """Which of the host's rates counts."""
+        """Name of the throttle scope."""
         return "run_read" if self.request.method in SAFE_METHODS else "run_cancel_bulk"
 
     def paginate_queryset(self, queryset: Any) -> Any:
-        """Return a page, with how far its cancellations are."""
+        """Return a page of cancellations with their progress."""
         return with_progress(super().paginate_queryset(queryset) or [])
 
     @describe_operation(
@@ -102,7 +102,7 @@ class CancellationListView(ListModelMixin, CancellationView):
         examples=EXAMPLES,
     )
     def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Start a bulk cancellation, or answer what it would do."""
+        """Start a bulk cancellation, or return a preview."""
         body = self.validated_body(BulkCancellationRequestSerializer)
         self.check_force(force=body["force"])
         key = self.idempotency_key()
@@ -110,13 +110,13 @@ class CancellationListView(ListModelMixin, CancellationView):
         if body["dry_run"]:
             return Response(_preview(runs, body, requester(request)))
         record = self._start(runs, body, key)
-        # Not reverse(): a prefix of the host's may capture arguments of any name.
+        # Not reverse(), which would need the arguments that the host's URL prefix captures.
         path = f"{escape_uri_path(request.path).rstrip('/')}/{record.cancellation_id}"
         headers = {"Location": escape_leading_slashes(path), **record_headers(record)}
         return self.answer(record, 202, headers)
 
     def _selected_runs(self, body: dict[str, Any]) -> QuerySet[Any]:
-        """Return the runs that the filter selects; without one those that the caller may touch."""
+        """Return the runs that the caller may access, filtered if the body has a filter."""
         runs = visible_runs(self.request).using(router.db_for_write(get_run_model()))
         if "filter" not in body:
             return runs
@@ -149,7 +149,7 @@ def _preview(runs: QuerySet[Any], body: dict[str, Any], caller: dict[str, Any]) 
         requested_by=caller["requested_by"],
         force=body["force"],
     )
-    # Ids as they would be recorded, or the answer could be as large as the request.
+    # Shorten invalid ids as items do; otherwise the response could be as large as the request.
     sample = [
         item._replace(run_id=recorded_id(item.run_id))
         for item in preview.sample.items[:MAX_SAMPLE_ITEMS]
@@ -165,18 +165,18 @@ def _check_tenants(request: Request) -> None:
 
 
 def _check_capacity(caller: dict[str, Any], key: str | None) -> None:
-    """Refuse a new bulk cancellation of a tenant that has too many in progress.
+    """Refuse a new bulk cancellation if the tenant has too many in progress.
 
-    Several that are started at the same moment do not see each other, and may be some more.
+    The limit may be exceeded by requests at the same moment, which do not see each other's rows.
     """
     records = Cancellation.objects.using(router.db_for_write(Cancellation))
-    going = records.filter(
+    in_progress = records.filter(
         tenant=caller.get("tenant"), state__in=UNSETTLED, selection__isnull=False
     )
-    if going.count() < settings.MAX_BULK:
+    if in_progress.count() < settings.MAX_BULK:
         return
-    who = caller["requested_by"]
-    label = who if isinstance(who, str) else label_of_user(who)
+    user = caller["requested_by"]
+    label = user if isinstance(user, str) else label_of_user(user)
     earlier = records.filter(idempotency_key=key, requested_by=label, source=Source.API)
     if key is None or not earlier.exists():
         raise TooManyBulkCancellations(settings.MAX_BULK)

@@ -1,4 +1,4 @@
-"""The endpoints on one cancellation: reading it and its items, retrying, aborting."""
+"""Endpoints for one cancellation: read it, list its items, retry it, abort it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CANCELLATION_ID = id_parameter(
 
 
 class CancellationView(RunCancelView[Cancellation]):
-    """Base of the endpoints on cancellations."""
+    """Base view of the endpoints for cancellations."""
 
     serializer_class: Any = RunCancellationSerializer
     lookup_field = "cancellation_id"
@@ -49,13 +49,13 @@ class CancellationView(RunCancelView[Cancellation]):
     def answer(
         self, record: Cancellation, status: int = 200, headers: dict[str, str] | None = None
     ) -> Response:
-        """Answer with a cancellation and how far it is."""
+        """Return a response with a cancellation and its progress."""
         serializer = self.get_serializer(*with_progress([record]))
         return Response(serializer.data, status, headers=headers)
 
 
 def with_progress(records: list[Cancellation]) -> list[Cancellation]:
-    """Add to each cancellation how far it is, as ``progress``, with one statement at most."""
+    """Set the attribute ``progress`` of each cancellation, with at most one query."""
     progress = progress_of(records)
     for record in records:
         record.progress = progress[record.pk]  # type: ignore[attr-defined]
@@ -79,7 +79,7 @@ class CancellationDetailView(CancellationView):
 
 
 class CancellationItemListView(CancellationView):
-    """Lists what a cancellation did with each run."""
+    """Lists the items of a cancellation."""
 
     serializer_class = RunCancellationItemSerializer
     pagination_class = CancellationItemPagination
@@ -107,7 +107,7 @@ class CancellationItemListView(CancellationView):
         if "outcome" in filters:
             items = items.filter(outcome__in=filters["outcome"])
         if "stop_state" in filters:
-            # As with_evidence() has it: of the run that was found then, as it is now.
+            # As in with_evidence(): the run's current stop state, unless it was not found then.
             runs = get_run_model()._base_manager.filter(
                 run_id=OuterRef("run_id"), stop_state__in=filters["stop_state"]
             )
@@ -116,7 +116,7 @@ class CancellationItemListView(CancellationView):
 
 
 class RetryCancellationView(CancellationView):
-    """Tries again what has failed of a cancellation."""
+    """Retries the failed items or chunks of a cancellation."""
 
     @describe_operation(
         operation_id="retry_cancellation",
@@ -142,7 +142,7 @@ class RetryCancellationView(CancellationView):
 
 
 class AbortCancellationView(CancellationView):
-    """Ends a bulk cancellation before all its runs are cancelled."""
+    """Aborts a bulk cancellation."""
 
     @describe_operation(
         operation_id="abort_cancellation",
@@ -159,7 +159,7 @@ class AbortCancellationView(CancellationView):
         },
     )
     def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Abort the cancellation and answer with what it is now."""
+        """Abort the cancellation, and return it."""
         self.validated_body(EmptyBodySerializer, required=False)
         record = self.get_object()
         if not abort_bulk_cancellation(record):

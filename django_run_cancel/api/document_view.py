@@ -13,14 +13,14 @@ from django_run_cancel.api.schema import generate_document
 
 
 class DocumentView(RunCancelView[Any]):
-    """Serves the document to whomever the host serves its own to: to anybody by default.
+    """Serves the OpenAPI document, with the host's ``SERVE_PERMISSIONS`` of drf-spectacular.
 
-    Not drf-spectacular's view: that one puts a query parameter into a header of the answer.
+    drf-spectacular's own view is not used, as it copies a query parameter into a response header.
     """
 
     permission_classes = spectacular_settings.SERVE_PERMISSIONS
     throttle_classes = ()
 
     def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Answer with the document."""
+        """Return the document."""
         return Response(generate_document(request))

@@ -1,4 +1,4 @@
-"""Errors of the API, and the handler that answers errors of every kind as JSON."""
+"""Exceptions of the API, and the exception handler that converts all errors to JSON responses."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ MISSING_KEY_HINT = "The header x-api-key is missing, and no user is logged in"
 
 
 class RequestInvalid(exceptions.ValidationError):
-    """A part of the request does not have the form that the contract asks for: 422.
+    """A part of the request is invalid: 422.
 
     Attributes:
-        location: Which part of the request.
-        sent: What was sent as this part; errors echo what they are about.
+        location: The part: body, query or header.
+        sent: Its value, of which the response echoes the invalid parts.
     """
 
     status_code = 422
@@ -42,11 +42,11 @@ class RequestInvalid(exceptions.ValidationError):
 
 
 class InvalidJSON(exceptions.ParseError):
-    """The body is no JSON: 422, as the contract has it.
+    """The body is not valid JSON: 422, as the contract requires.
 
     Attributes:
-        position: Index of the character at which it is no JSON any more.
-        problem: Why.
+        position: Index of the first invalid character.
+        problem: Description of the problem.
     """
 
     status_code = 422
@@ -58,14 +58,14 @@ class InvalidJSON(exceptions.ParseError):
 
 
 class LengthRequired(exceptions.APIException):
-    """The server in front cannot tell where a body without a length ends: 411."""
+    """The WSGI server cannot detect the end of a body without a Content-Length: 411."""
 
     status_code = 411
     default_detail = "Send the body with a Content-Length"
 
 
 class TooManyBulkCancellations(exceptions.APIException):
-    """As many bulk cancellations as are allowed are in progress: 429."""
+    """The tenant has the maximum number of bulk cancellations in progress: 429."""
 
     status_code = 429
 
@@ -77,10 +77,10 @@ class TooManyBulkCancellations(exceptions.APIException):
 
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:
-    """Return the answer to an error, or None when it is a bug of the server.
+    """Return the response to an error, or None for an unexpected error, which becomes a 500.
 
     Args:
-        error: What the view raised.
+        error: The exception of the view.
         context: The view, the request and its arguments, as REST framework passes them.
     """
     match error:

@@ -1,6 +1,6 @@
-"""Serializer fields: lists of run ids and of choices, strict texts and values, times in UTC.
+"""Serializer fields: lists of ids and choices, strict strings and values, and times in UTC.
 
-The codes of their errors are the types of the contract; see ``validation_errors``.
+Their error codes are the error types of the contract; see ``validation_errors``.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from django_run_cancel.models.ids import is_storable
 from django_run_cancel.states import ACTIVE, RunStatus
 
 MAX_IDS_PER_REQUEST = 100
-"""Ids that one request may name, by the contract."""
+"""Maximum number of ids in one request, by the contract."""
 
 MAX_ERRORS_PER_FIELD = 100
-"""What is wrong with more items of a list, or with more names, is not said."""
+"""Maximum number of reported errors for the items of a list, or for unknown names."""
 
 MAX_DATETIME_LENGTH = 64
 
 MAX_METADATA_KEYS = 20
 MAX_METADATA_LENGTH = 255
 MAX_METADATA_BITS = 63
-"""Of an integer: what JSON of every database compares exactly."""
+"""Maximum bits of an integer that JSON columns of all databases compare exactly."""
 
 ERROR = re.compile(r"((?:\w+\.)*[A-Z]\w*)(?::|$)")
-"""How Python shows an error: its class, and what it says. What hosts write rarely looks like it."""
+"""Matches the class and the colon of an exception as Python formats it, but rarely other text."""
 
 
 class RunIdListField(serializers.ListField):
-    """A list of strings, taken as they are sent, by default of at most 100.
+    """A list of strings, which are not converted; by default at most 100.
 
-    The length is checked first, so that no item of a list that is too long is looked at.
+    The length is checked first, so that the items of a longer list are not validated.
     """
 
     default_error_messages = {
@@ -57,7 +57,7 @@ class RunIdListField(serializers.ListField):
         super().__init__(child=serializers.CharField(), max_length=max_length, **kwargs)
 
     def validate_empty_values(self, data: Any) -> Any:
-        """Take null as a value of the wrong type."""
+        """Treat null as a value of the wrong type."""
         if data is None:
             self.fail("list_type")
         return super().validate_empty_values(data)
@@ -66,7 +66,7 @@ class RunIdListField(serializers.ListField):
         """Return the ids, neither trimmed nor converted.
 
         Raises:
-            ValidationError: It is no list, too long, or holds something else than strings.
+            ValidationError: The value is not a list, is too long, or has items that are no strings.
         """
         if not isinstance(data, list):
             self.fail("list_type")
@@ -84,7 +84,7 @@ class RunIdListField(serializers.ListField):
 
 
 class StrictTextField(serializers.CharField):
-    """Text that the database can hold, taken as it is sent."""
+    """A string that the database can store; it is neither trimmed nor converted."""
 
     default_error_messages = {
         "string_type": "Input should be a valid string",
@@ -99,7 +99,8 @@ class StrictTextField(serializers.CharField):
         """Return the text.
 
         Raises:
-            ValidationError: It is no text, too long, blank though it must not be, or holds NUL.
+            ValidationError: The value is not a string, is too long, is blank if that is not
+                allowed, or contains NUL.
         """
         if data is serializers.empty:
             return super().run_validation(data)
@@ -113,7 +114,7 @@ class StrictTextField(serializers.CharField):
 
 
 class StrictBooleanField(serializers.BooleanField):
-    """A boolean of JSON, and nothing that only looks like one."""
+    """A JSON boolean; other values, such as "true" or 1, are invalid."""
 
     default_error_messages = {"bool_type": "Input should be a valid boolean"}
 
@@ -121,7 +122,7 @@ class StrictBooleanField(serializers.BooleanField):
         """Return the value.
 
         Raises:
-            ValidationError: It is something else.
+            ValidationError: The value is not a boolean.
         """
         if data is not serializers.empty and not isinstance(data, bool):
             self.fail("bool_type")
@@ -129,19 +130,19 @@ class StrictBooleanField(serializers.BooleanField):
 
 
 class StrictDateTimeField(serializers.CharField):
-    """A point in time in ISO 8601; UTC where it names no offset."""
+    """A time in ISO 8601; without an offset, in UTC."""
 
     default_error_messages = {"datetime_parsing": "Input should be a valid datetime"}
 
     def __init__(self, **kwargs: Any) -> None:
-        # A blank query parameter would be taken as none.
+        # Without allow_blank, DRF would treat a blank query parameter as missing.
         super().__init__(allow_blank=True, **kwargs)
 
     def run_validation(self, data: Any = serializers.empty) -> Any:
-        """Return the moment in UTC.
+        """Return the time in UTC.
 
         Raises:
-            ValidationError: It is something else, or outside of the years 1 to 9999 in UTC.
+            ValidationError: The value is no time, or outside of the years 1 to 9999 in UTC.
         """
         if data is serializers.empty:
             return super().run_validation(data)
@@ -152,11 +153,11 @@ class StrictDateTimeField(serializers.CharField):
 
 
 def parse_utc_datetime(text: str) -> datetime | None:
-    """Return a point in time in UTC, or None if a text is none."""
+    """Parse a time in ISO 8601, and return it in UTC; None if it is invalid."""
     try:
-        # The plus of an offset arrives as a space unless it was escaped.
+        # In a query string, an unescaped ``+`` of an offset is decoded as a space.
         moment = parse_datetime(text.replace(" ", "+") if "T" in text else text)
-        # Python takes a NUL at the end, and any number of digits of a second.
+        # parse_datetime() accepts a trailing NUL, and any number of fractional digits.
         if moment is None or not is_storable(text, MAX_DATETIME_LENGTH):
             return None
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
@@ -165,10 +166,10 @@ def parse_utc_datetime(text: str) -> datetime | None:
 
 
 class ChoiceListField(serializers.ListField):
-    """Some of several words.
+    """A list of choices.
 
-    No ``ChoiceField``: drf-spectacular would make it a component that can clash with an enum of
-    the host's.
+    Not a ``ChoiceField``, for which drf-spectacular would add a component to the host's document,
+    whose name can clash with an enum of the host.
     """
 
     default_error_messages = {"enum": "Input should be one of {choices}"}
@@ -178,12 +179,12 @@ class ChoiceListField(serializers.ListField):
         super().__init__(child=serializers.CharField(), **kwargs)
 
     def to_internal_value(self, data: Any) -> list[str]:
-        """Return the words, each once, in the order of the choices.
+        """Return the values without duplicates, in the order of the choices.
 
         Raises:
-            ValidationError: One of them is none of the choices.
+            ValidationError: A value is not one of the choices.
         """
-        # status[0]x=1 comes as dictionaries.
+        # DRF parses a query such as status[0]x=1 to dicts.
         if not all(isinstance(each, str) and each in self.choices for each in data):
             self.fail("enum", choices=", ".join(self.choices))
         return [choice for choice in self.choices if choice in data]
@@ -205,7 +206,7 @@ ACTIVE_STATUSES = [status.value for status in RunStatus if status in ACTIVE]
     }
 )
 class ActiveStatusField(ChoiceListField):
-    """A status that active runs have, or a list of these, in JSON."""
+    """A status of active runs, or a list of such statuses, in JSON."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(choices=ACTIVE_STATUSES, **kwargs)
@@ -214,12 +215,12 @@ class ActiveStatusField(ChoiceListField):
         """Return the statuses.
 
         Raises:
-            ValidationError: It is something else, or there is none.
+            ValidationError: A status is unknown, or the list is empty.
         """
-        asked = [data] if isinstance(data, str) else data
-        if asked is not serializers.empty and not (isinstance(asked, list) and asked):
+        statuses = [data] if isinstance(data, str) else data
+        if statuses is not serializers.empty and not (isinstance(statuses, list) and statuses):
             self.fail("enum", choices=", ".join(self.choices))
-        return super().run_validation(asked)
+        return super().run_validation(statuses)
 
 
 @extend_schema_field(
@@ -238,7 +239,7 @@ class ActiveStatusField(ChoiceListField):
     }
 )
 class MetadataField(serializers.Field[Any, Any, Any, Any]):
-    """Keys at the top of the metadata of runs, with the values that they must have."""
+    """An object of top-level metadata keys, with the values to match."""
 
     default_error_messages = {
         "dict_invalid": "Input should be an object with 1 to {keys} keys. These are of 1 to "
@@ -248,10 +249,10 @@ class MetadataField(serializers.Field[Any, Any, Any, Any]):
     }
 
     def run_validation(self, data: Any = serializers.empty) -> Any:
-        """Return the values by their keys, in the order of these.
+        """Return the object, sorted by its keys.
 
         Raises:
-            ValidationError: It is something else, or nothing.
+            ValidationError: The value is not such an object, or is empty.
         """
         if data is serializers.empty:
             return super().run_validation(data)
@@ -285,43 +286,43 @@ def _is_scalar(value: Any) -> bool:
 
 @extend_schema_field({"anyOf": [{"type": "string"}, {"type": "integer"}]})
 class LocationPartField(serializers.Field[Any, Any, Any, Any]):
-    """A name or an index on the way to an error."""
+    """A name or index in the location of an error."""
 
 
 @extend_schema_field({"type": "object"})
 class ContextField(serializers.Field[Any, Any, Any, Any]):
-    """The values that an error's message is made from."""
+    """Values in the message of an error."""
 
 
 @extend_schema_field(OpenApiTypes.OBJECT)  # not a dict: older drf-spectacular changes it
 class SelectionField(serializers.JSONField):
-    """Which runs a bulk cancellation was asked to cancel."""
+    """The requested ids or filters of a bulk cancellation."""
 
 
 class UtcDateTimeField(serializers.DateTimeField):
-    """A point in time, shown in UTC and ISO 8601 whatever the host has set."""
+    """A time in UTC and ISO 8601, regardless of the host's settings."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(format=ISO_8601, default_timezone=UTC, **kwargs)
 
 
 class UntranslatedTextField(serializers.CharField):
-    """Words for people, which stay English: clients show them beside their own."""
+    """A label that is always in English, independent of the active language."""
 
     def to_representation(self, value: Any) -> str:
-        """Return the words."""
+        """Return the label."""
         with override(None):
             return str(value)
 
 
 class FailureReasonField(serializers.CharField):
-    """Why a run failed: for keys, of an error no more than its class.
+    """The reason why a run failed; for API keys, only the class of an exception.
 
-    What an error says is for operators: it can name hosts, queries and other tenants' rows.
+    The message of an exception can contain host names, queries and data of other tenants.
     """
 
     def to_representation(self, value: str) -> str:
-        """Return the reason, or the class of the error."""
+        """Return the reason, or the class of the exception."""
         is_key = isinstance(self.context["request"].auth, ApiKey)
         error = ERROR.match(value)
         if not is_key or settings.EXPOSE_ERRORS or error is None:

@@ -1,4 +1,4 @@
-"""The base view of all endpoints. The host's REST_FRAMEWORK settings do not matter to it."""
+"""``RunCancelView``, the base of all endpoints; it ignores the host's REST_FRAMEWORK settings."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ MAX_ID_LENGTH = 64
 
 
 class RunCancelView(GenericAPIView[M]):
-    """Base of the endpoints.
+    """Base view of the endpoints.
 
-    URL arguments that a prefix of the host's captures are ignored; ``RUN_CANCEL_SCOPE`` finds them
-    in ``request.parser_context["kwargs"]``.
+    It ignores arguments that the host's URL prefix captures; ``RUN_CANCEL_SCOPE`` can read them in
+    ``request.parser_context["kwargs"]``.
     """
 
     is_run_cancel_view = True
@@ -58,16 +58,16 @@ class RunCancelView(GenericAPIView[M]):
     renderer_classes = (ASCIIJSONRenderer,)
     content_negotiation_class = JSONNegotiation
     versioning_class = None
-    metadata_class = None  # DRF's describes serializers; OPTIONS is answered like any other method
+    metadata_class = None  # no response to OPTIONS, which is not allowed
     http_method_names = ["get", "head", "post"]
     filter_backends = ()
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Any:
-        """Return the view, exempt from ATOMIC_REQUESTS: the service has a transaction of its own.
+        """Return the view, exempt from ATOMIC_REQUESTS; ``cancel_runs()`` has its own transaction.
 
-        In the request's, a deadlock could not be retried, an error could undo the record, and
-        what the database says at its beginning or end would be answered by Django, with 500.
+        In a transaction of the request, deadlocks could not be retried, an error response could
+        roll back the cancellation, and database errors at its begin or commit would become a 500.
         """
         view = super().as_view(**initkwargs)
         for alias in connections:
@@ -84,41 +84,41 @@ class RunCancelView(GenericAPIView[M]):
 
     @property
     def throttle_scope(self) -> str:
-        """Which of the host's rates counts."""
+        """Name of the throttle scope."""
         return "run_read" if self.request.method in SAFE_METHODS else "run_cancel"
 
     def get_exception_handler(self) -> Callable[..., Response | None]:
-        """Return the handler of this package instead of the host's."""
+        """Return this package's exception handler instead of the host's."""
         return exception_handler
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Check who asks, and let REST framework see a chunked body."""
+        """Check authentication, permissions and rates, and make a chunked body readable for DRF."""
         super().initial(request, *args, **kwargs)
         if (body := read_chunked_body(request)) is not None:
             request._stream = BytesIO(body) if body else None  # type: ignore[assignment]
 
     def get_object(self) -> M:
-        """Return the row with the id in the URL.
+        """Return the instance with the id in the URL.
 
         Raises:
-            NotFound: There is none, or it is out of the caller's reach.
+            NotFound: It does not exist, or the caller may not access it.
         """
-        wanted = self.kwargs[self.lookup_field]
-        if is_storable(wanted, MAX_ID_LENGTH):
-            found = self.get_queryset().filter(**{self.lookup_field: wanted}).first()
-            if found is not None:
-                return found
+        public_id = self.kwargs[self.lookup_field]
+        if is_storable(public_id, MAX_ID_LENGTH):
+            instance = self.get_queryset().filter(**{self.lookup_field: public_id}).first()
+            if instance is not None:
+                return instance
         raise NotFound
 
     def validated_body(self, serializer: type[Serializer[Any]], *, required: bool = True) -> Any:
-        """Return the valid body of the request.
+        """Validate the body of the request, and return the validated data.
 
         Args:
-            serializer: What the body must be.
-            required: Whether there must be one; otherwise none is taken as an empty object.
+            serializer: Serializer of the body.
+            required: Whether a body is required; if not, an empty one counts as an empty object.
 
         Raises:
-            RequestInvalid: It is not of that form.
+            RequestInvalid: The body is invalid.
         """
         body = None if request_is_empty(self.request) else self.request.data
         return validated("body", serializer, {} if body is None and not required else body)
@@ -127,9 +127,9 @@ class RunCancelView(GenericAPIView[M]):
         """Cancel runs on behalf of the caller.
 
         Raises:
-            PermissionDenied: The caller may not cancel by force.
-            RequestInvalid: The ``Idempotency-Key`` header cannot be used.
-            IdempotencyKeyReused: It was used before, for another request.
+            PermissionDenied: The caller may not use force.
+            RequestInvalid: The ``Idempotency-Key`` header is invalid.
+            IdempotencyKeyReused: The key was used before with a different request.
         """
         self.check_force(force=force)
         return cancel_runs(
@@ -144,10 +144,10 @@ class RunCancelView(GenericAPIView[M]):
         )
 
     def check_force(self, *, force: bool) -> None:
-        """Refuse force to who may not use it.
+        """Check that the caller may use force, if it is requested.
 
         Raises:
-            PermissionDenied: Force is asked for, and the caller may not.
+            PermissionDenied: The caller may not use force.
         """
         if force and not may_force(self.request):
             raise PermissionDenied(MayCancelRuns.message)
@@ -156,7 +156,7 @@ class RunCancelView(GenericAPIView[M]):
         """Return the header ``Idempotency-Key``, or None.
 
         Raises:
-            RequestInvalid: It is blank, too long or cannot be stored.
+            RequestInvalid: The header is blank, too long or cannot be stored.
         """
         name = "idempotency-key"
         sent = {name: self.request.headers[name]} if name in self.request.headers else {}
@@ -165,22 +165,22 @@ class RunCancelView(GenericAPIView[M]):
 
 
 def requester(request: Request) -> dict[str, Any]:
-    """Return who asks, as the functions that cancel want it, and the tenant of a key."""
+    """Return the arguments of ``cancel_runs()`` for the caller: ``requested_by`` and ``tenant``."""
     if isinstance(request.auth, ApiKey):
         return {"requested_by": request.auth.label, "tenant": request.auth.tenant}
     return {"requested_by": request.user}
 
 
 def request_is_empty(request: Request) -> bool:
-    """Tell whether a request has no body. REST framework makes an empty object of it."""
+    """Tell whether a request has no body, which ``request.data`` would show as an empty object."""
     return request.stream is None
 
 
 def validated(location: Location, serializer_class: type[Serializer[Any]], sent: Any) -> Any:
-    """Return a part of a request as its serializer makes it.
+    """Validate a part of a request with a serializer, and return the validated data.
 
     Raises:
-        RequestInvalid: The part is not of the serializer's form.
+        RequestInvalid: The part is invalid.
     """
     serializer = serializer_class(data=sent)
     if not serializer.is_valid():
@@ -189,17 +189,17 @@ def validated(location: Location, serializer_class: type[Serializer[Any]], sent:
 
 
 def record_headers(record: Cancellation | None) -> dict[str, str]:
-    """Return the header that names the record of a cancellation, when there is one."""
+    """Return the response header with the cancellation's id, if there is a cancellation."""
     return {} if record is None else {"Cancellation-Id": record.cancellation_id}
 
 
 def id_parameter(name: str, description: str) -> OpenApiParameter:
-    """Describe an id in the path."""
+    """Return the OpenAPI parameter of an id in the path."""
     return OpenApiParameter(name, str, OpenApiParameter.PATH, description=description)
 
 
 def error_responses(*statuses: int) -> dict[int, Any]:
-    """Describe the errors of an endpoint, by status."""
+    """Return the OpenAPI descriptions of an endpoint's error responses, by status."""
     responses = {
         400: OpenApiResponse(RunCancelErrorSerializer, "The request cannot be parsed"),
         403: OpenApiResponse(RunCancelErrorSerializer, "Invalid credentials, or not allowed"),

@@ -1,4 +1,4 @@
-"""Cursor pagination that answers 422 to sizes and cursors that it cannot use."""
+"""Cursor pagination that responds with 422 to invalid page sizes and cursors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_KEY = 2**63 - 1
 class RunPagination(CursorPagination):
     """Pages of runs, the newest first.
 
-    The key decides between rows of the same time, or they could change places between two pages.
+    The primary key orders rows with the same time, which could otherwise swap between two pages.
     """
 
     page_size = 50
@@ -27,29 +27,30 @@ class RunPagination(CursorPagination):
     page_size_query_description = "Rows per page, 1 to 100; 50 by default."
     cursor_query_description = "Where to go on: take it from `next` or `previous`."
     ordering: str | tuple[str, ...] = ("-created_at", "-pk")
-    # DRF's bound would repeat a page for ever when a thousand rows share a timestamp.
+    # With DRF's limit, clients would read the same page forever if 1,000 rows share a timestamp.
     offset_cutoff = None  # type: ignore[assignment]  # DRF takes None as no bound
 
     def get_page_size(self, request: Request) -> int:
-        """Return the size asked for, or the default.
+        """Return the requested page size, or the default.
 
         Raises:
-            RequestInvalid: It is no number from 1 to 100.
+            RequestInvalid: The size is not a number from 1 to 100.
         """
-        asked = request.query_params.get(self.page_size_query_param)
-        if asked is None:
+        requested = request.query_params.get(self.page_size_query_param)
+        if requested is None:
             return self.page_size
-        size = int(asked) if asked.isascii() and asked.isdecimal() and len(asked) <= 3 else 0
+        is_number = requested.isascii() and requested.isdecimal() and len(requested) <= 3
+        size = int(requested) if is_number else 0
         if not 1 <= size <= self.max_page_size:
             message = f"Input should be a whole number from 1 to {self.max_page_size}"
             raise self._invalid(request, self.page_size_query_param, message, "int_parsing")
         return size
 
     def decode_cursor(self, request: Request) -> Cursor | None:
-        """Return the cursor, with a position that the database can compare.
+        """Return the cursor, with its position in the type of the column.
 
         Raises:
-            RequestInvalid: It is none of ours.
+            RequestInvalid: The cursor is invalid.
         """
         try:
             cursor = super().decode_cursor(request)
@@ -67,16 +68,16 @@ class RunPagination(CursorPagination):
         return cursor._replace(position=position)
 
     def parse_position(self, text: str) -> Any:
-        """Return a position in the type of the column that the rows are ordered by, or None."""
+        """Convert a position to the type of the ordering column; None if it is invalid."""
         return parse_utc_datetime(text)
 
     def get_paginated_response_schema(self, schema: Any) -> Any:
-        """Return the schema of a page, whose links are URIs in the examples too."""
-        described: Any = super().get_paginated_response_schema(schema)
+        """Return the schema of a page, with URIs as examples of its links."""
+        page_schema: Any = super().get_paginated_response_schema(schema)
         for link in ("next", "previous"):
             example = "https://example.org/v1/runs?cursor=cj0xJnA9NDg3"
-            described["properties"][link]["example"] = example
-        return described
+            page_schema["properties"][link]["example"] = example
+        return page_schema
 
     def _invalid_cursor(self, request: Request) -> RequestInvalid:
         return self._invalid(request, self.cursor_query_param, "Invalid cursor", "cursor_invalid")
@@ -93,11 +94,11 @@ class CancellationPagination(RunPagination):
 
 
 class CancellationItemPagination(RunPagination):
-    """Pages of the items of a cancellation, in the order in which they were written."""
+    """Pages of a cancellation's items, in the order of their primary keys."""
 
     ordering = "id"
 
     def parse_position(self, text: str) -> int | None:
-        """Return the key, or None if it is none."""
+        """Convert a position to a primary key; None if it is invalid."""
         key = int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else -1
         return key if 0 <= key <= MAX_KEY else None

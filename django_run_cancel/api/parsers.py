@@ -1,4 +1,4 @@
-"""The parser of JSON bodies: strict, in any Unicode encoding, and bounded in size."""
+"""``JSONBodyParser``: parses JSON bodies in any Unicode encoding, up to a maximum size."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rest_framework.request import Request
 from django_run_cancel.api.exceptions import InvalidJSON, LengthRequired
 
 MAX_BODY_BYTES = 2_621_440
-"""The limit where DATA_UPLOAD_MAX_MEMORY_SIZE sets none."""
+"""Maximum size of a body if DATA_UPLOAD_MAX_MEMORY_SIZE is None."""
 
 MAX_INT_DIGITS = 4_000
-"""Python refuses to convert more than 4,300."""
+"""Maximum digits of an integer: Python refuses to convert more than 4,300."""
 
 
 class JSONBodyParser(BaseParser):
-    """Parses a body as JSON. Its encoding is detected; a charset in the header is ignored."""
+    """Parses a body as JSON. Detects its encoding, and ignores a charset in the header."""
 
     media_type = "application/json"
 
@@ -35,9 +35,9 @@ class JSONBodyParser(BaseParser):
         """Return the decoded body.
 
         Raises:
-            InvalidJSON: It is no JSON.
-            ParseError: It ended early, or is no text.
-            RequestDataTooBig: It is larger than DATA_UPLOAD_MAX_MEMORY_SIZE.
+            InvalidJSON: The body is not JSON.
+            ParseError: The body is shorter than its Content-Length, or cannot be decoded.
+            RequestDataTooBig: The body is larger than DATA_UPLOAD_MAX_MEMORY_SIZE.
         """
         request: Request = (parser_context or {})["request"]
         length = _declared_length(request)
@@ -50,18 +50,18 @@ class JSONBodyParser(BaseParser):
 
 
 def read_chunked_body(request: Request) -> bytes | None:
-    """Return the body of a request that declares no length, as a chunked one; None of others.
+    """Return the body of a chunked request, which has no Content-Length; None for other requests.
 
-    REST framework takes such a body to be empty.
+    REST framework would consider such a body empty.
 
     Raises:
-        LengthRequired: The server does not say where the body ends.
+        LengthRequired: The WSGI server does not mark the end of the body.
         ParseError: The body cannot be read.
-        RequestDataTooBig: It is larger than DATA_UPLOAD_MAX_MEMORY_SIZE.
+        RequestDataTooBig: The body is larger than DATA_UPLOAD_MAX_MEMORY_SIZE.
     """
     if request.META.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" not in request.META:
         return None
-    if "wsgi.input" not in request.META:  # under ASGI, Django has read all of it
+    if "wsgi.input" not in request.META:  # under ASGI, Django has read the whole body
         return _read(request)
     if not request.META.get("wsgi.input_terminated"):
         raise LengthRequired
@@ -71,7 +71,7 @@ def read_chunked_body(request: Request) -> bytes | None:
 def _read(stream: Any) -> bytes:
     try:
         body: bytes = stream.read(_max_bytes() + 1)
-    except Exception:  # noqa: BLE001 - servers have errors of their own for malformed chunks
+    except Exception:  # noqa: BLE001 - servers raise their own errors for malformed chunks
         raise ParseError("There was an error reading the body") from None
     if len(body) > _max_bytes():
         raise RequestDataTooBig
@@ -99,7 +99,8 @@ def _decode(body: bytes) -> Any:
 
 
 def _position(error: json.JSONDecodeError) -> int:
-    # Since 3.13 Python points at an illegal trailing comma; the contract, at what follows it.
+    # Since 3.13 Python reports the position of an illegal trailing comma; the contract, that of the
+    # next character.
     rest = error.doc[error.pos + 1 :].lstrip(" \t\n\r")
     return len(error.doc) - len(rest) if "trailing comma" in error.msg else error.pos
 

@@ -1,4 +1,4 @@
-"""Permissions, and the querysets of runs and cancellations that a request may reach."""
+"""Permissions, and the querysets of runs and cancellations that a request may access."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 
 
 class MayCancelRuns(BasePermission):
-    """Keys may do everything, or look when they are read-only; users need a permission.
+    """API keys may read and, unless they are read-only, cancel. Users need a model permission.
 
-    ``cancel_run`` of the run model lets a user cancel and look; ``view_…`` only look.
+    ``cancel_run`` of the run model lets users read and cancel; ``view_…`` only read.
     """
 
     message = "You may not do this"
 
     def has_permission(self, request: Request, view: APIView) -> bool:
-        """Tell whether the request may go on. Which rows it reaches is another question."""
+        """Tell whether the request is allowed; the views' querysets restrict it to certain rows."""
         is_read = request.method in SAFE_METHODS
         if isinstance(request.auth, ApiKey):
             return is_read or not request.auth.read_only
-        if not (request.user and request.user.is_authenticated):  # the host may have None
+        # With UNAUTHENTICATED_USER = None, ``request.user`` is None.
+        if not (request.user and request.user.is_authenticated):
             return False
         meta = get_run_model()._meta
         allowed = request.user.has_perm(f"{meta.app_label}.cancel_run")
@@ -39,13 +40,13 @@ class MayCancelRuns(BasePermission):
 
 
 def may_force(request: Request) -> bool:
-    """Tell whether a request that may cancel may do so by force: keys may, users if permitted."""
+    """Tell whether a request may use force: with an API key, or as a user with the permission."""
     permission = f"{get_run_model()._meta.app_label}.force_cancel_run"
     return isinstance(request.auth, ApiKey) or request.user.has_perm(permission)
 
 
 def visible_runs(request: Request) -> QuerySet[Any]:
-    """Return the runs that a request may touch, by ``RUN_CANCEL_SCOPE`` or the default rule."""
+    """Return the runs that a request may access, by ``RUN_CANCEL_SCOPE`` or ``default_scope()``."""
     runs = get_run_model()._default_manager.all()
     if settings.SCOPE:
         scoped: QuerySet[Any] = import_string(settings.SCOPE)(request, runs)
@@ -54,7 +55,7 @@ def visible_runs(request: Request) -> QuerySet[Any]:
 
 
 def default_scope(request: Request, queryset: QuerySet[Any]) -> QuerySet[Any]:
-    """Return the runs of the key's tenant, or all of them for a user."""
+    """Return the runs of the API key's tenant; all runs for a user."""
     if isinstance(request.auth, ApiKey):
         return queryset.filter(tenant=request.auth.tenant)
     return queryset
@@ -63,8 +64,8 @@ def default_scope(request: Request, queryset: QuerySet[Any]) -> QuerySet[Any]:
 def visible_cancellations(request: Request) -> QuerySet[Cancellation]:
     """Return the cancellations that a request may read.
 
-    Those of the key's tenant, or all of them for a user. Where ``RUN_CANCEL_SCOPE`` decides on
-    runs, nobody reads about another's request: it could name runs that they must not know of.
+    These are those of the API key's tenant; all for a user. With ``RUN_CANCEL_SCOPE``, they are
+    limited to the caller's own, as others could contain ids of runs outside of the scope.
     """
     cancellations = Cancellation.objects.all()
     if isinstance(request.auth, ApiKey):

@@ -1,4 +1,4 @@
-"""JSON answers, whatever the client says that it accepts."""
+"""Content negotiation and rendering: all responses are JSON, regardless of ``Accept``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rest_framework.request import Request
 
 
 class ASCIIJSONRenderer(JSONRenderer):
-    """JSON in ASCII: a lone surrogate, which no charset can hold, is answered as it was sent."""
+    """JSON in ASCII, which can echo lone surrogates that no charset can encode."""
 
     ensure_ascii = True
     compact = True
@@ -20,7 +20,7 @@ class ASCIIJSONRenderer(JSONRenderer):
 
 
 class JSONNegotiation(BaseContentNegotiation):
-    """Takes ``application/json`` and ``application/…+json``, and answers in JSON."""
+    """Accepts ``application/json`` and ``application/…+json`` bodies, and responds with JSON."""
 
     def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
         """Return the parser, or None for a body of another type."""

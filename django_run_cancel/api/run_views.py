@@ -1,4 +1,4 @@
-"""The endpoints on runs: cancel many, cancel one, list, read."""
+"""Endpoints for runs: cancel several, cancel one, list, read."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from django_run_cancel.states import Outcome
 RUN_ID = id_parameter("run_id", "The id of the run.")
 
 RELATIONS = ("parent", "cancellation")
-"""Which rows the serializer of runs shows something of."""
+"""Foreign keys that the serializer of runs reads."""
 
 
 class RunView(RunCancelView[AbstractRun]):
-    """Base of the endpoints on runs."""
+    """Base view of the endpoints for runs."""
 
     serializer_class = CancellableRunSerializer
     lookup_field = "run_id"
 
     def get_queryset(self) -> QuerySet[AbstractRun]:
-        """Return the runs that the caller may touch, with what the serializer shows of others."""
+        """Return the runs that the caller may access, with ``RELATIONS`` selected."""
         return visible_runs(self.request).select_related(*RELATIONS)
 
 
@@ -68,7 +68,7 @@ class BulkCancelRunsView(RunView):
         },
     )
     def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Cancel the runs and answer which are cancelled now and which are not."""
+        """Cancel the runs, and return the ids that are cancelled and those that are not."""
         body = self.validated_body(BulkCancelRunsBodySerializer)
         result = self.cancel(body["run_ids"], force=body["force"])
         answer = {"cancelled": result.cancelled, "failed": result.failed}
@@ -91,22 +91,22 @@ class CancelRunView(RunView):
         },
     )
     def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Cancel the run and answer with what it is now."""
+        """Cancel the run, and return it."""
         body = self.validated_body(CancelRunRequestSerializer, required=False)
         result = self.cancel([kwargs["run_id"]], body["reason"], force=body["force"])
         headers = record_headers(result.cancellation)
         item = result.items[0]
-        # Returned, not raised: the record is there, and its id goes with the answer.
+        # Return responses instead of raising errors, to add the header with the cancellation's id.
         if item.outcome == Outcome.NOT_FOUND:
             return Response({"detail": "Not Found"}, 404, headers=headers)
         if item.outcome == Outcome.ALREADY_FINISHED:
             detail = f"The run is {item.previous_status} and can no longer be cancelled"
             return Response({"detail": detail}, 409, headers=headers)
-        # Not from a replica, nor through a scope that might not hold a cancelled run any more.
+        # Read from the primary database, and without the scope, which may exclude cancelled runs.
         model = get_run_model()
         runs = model._base_manager.using(router.db_for_write(model))
         run = runs.select_related(*RELATIONS).filter(run_id=kwargs["run_id"]).first()
-        if run is None:  # deleted meanwhile
+        if run is None:  # deleted in the meantime
             raise NotFound
         return Response(self.get_serializer(run).data, headers=headers)
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what drf-spectacular needs to be told to generate the contract."""
+"""The OpenAPI document: extensions that make drf-spectacular generate the contract."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ API_KEY_DESCRIPTION = "API key for authentication."
 API_KEY_PARAMETER = OpenApiParameter(
     "x-api-key",
     {
-        # In the form that OpenAPI 3.0 knows too; see replace_nullable().
+        # In the syntax of OpenAPI 3.0, which replace_nullable() converts.
         "anyOf": [{"type": "string"}],
         "nullable": True,
         "description": API_KEY_DESCRIPTION,
@@ -35,10 +35,10 @@ API_KEY_PARAMETER = OpenApiParameter(
 
 
 class RunAutoSchema(AutoSchema):
-    """Writes what drf-spectacular leaves out of an operation."""
+    """Adds parts of an operation that drf-spectacular omits."""
 
     def get_operation(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the operation, with ``required`` on every parameter as the contract has it."""
+        """Return the operation, with ``required`` on each parameter, as the contract requires."""
         operation: Any = super().get_operation(*args, **kwargs)
         for parameter in operation.get("parameters", []):
             parameter.setdefault("required", False)
@@ -50,8 +50,8 @@ class RunAutoSchema(AutoSchema):
 def describe_operation(**description: Any) -> Callable[[F], F]:
     """Return a decorator that describes a view method in the document.
 
-    The schema is set on the method, because one on the class is shared by threads, and because
-    hosts then need not set ``DEFAULT_SCHEMA_CLASS``.
+    The schema class is set on the method. One on the class would be shared by threads, and the
+    host's ``DEFAULT_SCHEMA_CLASS`` may be another one.
 
     Args:
         **description: The arguments of drf-spectacular's ``extend_schema``.
@@ -66,7 +66,7 @@ def describe_operation(**description: Any) -> Callable[[F], F]:
 
 
 class ContractSerializerExtension(OpenApiSerializerExtension):
-    """Gives the components of the contract, and their properties, their titles."""
+    """Adds the titles of the contract's components and properties."""
 
     target_class = "django_run_cancel.api.serializers.ContractSerializer"
     match_subclasses = True
@@ -81,7 +81,7 @@ class ContractSerializerExtension(OpenApiSerializerExtension):
 
 
 class StrictSerializerExtension(OpenApiSerializerExtension):
-    """Says which objects may have no other properties, and which must have one."""
+    """Forbids additional properties of strict objects, and requires at least one."""
 
     target_class = "django_run_cancel.api.bulk_serializers.StrictSerializer"
     match_subclasses = True
@@ -95,7 +95,7 @@ class StrictSerializerExtension(OpenApiSerializerExtension):
 
 
 class ApiKeyScheme(OpenApiAuthenticationExtension):
-    """Describes the key in the header."""
+    """Describes the authentication by API key."""
 
     target_class = "django_run_cancel.api.authentication.ApiKeyAuthentication"
     name = "RunCancelApiKey"
@@ -106,16 +106,16 @@ class ApiKeyScheme(OpenApiAuthenticationExtension):
 
 
 class RunCancelEndpointEnumerator(EndpointEnumerator):
-    """Finds the views of this package among the host's."""
+    """Selects the views of this package among all views of the host."""
 
     def should_include_endpoint(self, path: str, callback: Any) -> bool:
-        """Tell whether an endpoint belongs to the document."""
+        """Tell whether an endpoint is one of this package."""
         own = getattr(getattr(callback, "cls", None), "is_run_cancel_view", False)
         return own and bool(super().should_include_endpoint(path, callback))
 
 
 class RunCancelSchemaGenerator(SchemaGenerator):
-    """Generates a document of these views alone, in OpenAPI 3.1 whatever the host has set."""
+    """Generates the document of this package's views, in OpenAPI 3.1."""
 
     endpoint_inspector_cls = RunCancelEndpointEnumerator
 
@@ -131,10 +131,10 @@ class RunCancelSchemaGenerator(SchemaGenerator):
                 "contact": {"name": "django-run-cancel"},
                 "license": {"name": "MIT", "identifier": "MIT"},
             },
-            # The paths begin at the root of the host, whatever prefix they are below.
+            # The paths include the host's URL prefix.
             servers=[{"url": "/"}],
             tags=TAGS,
-            # Of operations that name none; the published one does not.
+            # The default for operations without ``security``, such as the published one.
             security=[],
         )
         replace_nullable(schema)
@@ -147,10 +147,9 @@ def generate_document(request: Any = None) -> Any:
 
 
 def replace_nullable(node: Any) -> None:
-    """Replace ``nullable``, in place, by what OpenAPI 3.1 has instead.
+    """Replace ``nullable`` of OpenAPI 3.0 by the type ``null`` of OpenAPI 3.1, in place.
 
-    drf-spectacular does it for its own fields according to a global setting, which this package
-    neither needs nor changes.
+    drf-spectacular does so only with a global setting, on which this package does not depend.
     """
     if isinstance(node, list):
         for item in node:

@@ -1,4 +1,4 @@
-"""Rate limits by scopes such as ``run_cancel`` and ``run_read``, where the host sets a rate."""
+"""Rate limits for the scopes ``run_cancel`` and ``run_read``, if the host sets their rates."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class RunThrottle(ScopedRateThrottle):
-    """Count requests per API key or user; a scope without a rate is not limited."""
+    """Limits requests per API key or user. A scope without a rate has no limit."""
 
     def get_rate(self) -> str | None:
-        """Return the rate of the scope from ``DEFAULT_THROTTLE_RATES``, read late."""
+        """Return the rate of the scope in ``DEFAULT_THROTTLE_RATES`` at the time of the request."""
         rates: dict[str | None, Any] = api_settings.DEFAULT_THROTTLE_RATES  # type: ignore[assignment]  # stubs: scopes and rates of its own only
         rate: str | None = rates.get(self.scope)
         return rate
 
     def get_cache_key(self, request: Request, view: APIView) -> str:
-        """Return the key that the requests of this caller are counted under."""
+        """Return the cache key of the caller's request counter."""
         if isinstance(request.auth, ApiKey):
             ident = f"key-{request.auth.pk}"
         else:

@@ -1,4 +1,4 @@
-"""``path("v1/", include("django_run_cancel.api.urls"))`` and nothing else is needed."""
+"""URL patterns of the API: ``path("v1/", include("django_run_cancel.api.urls"))``."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from django_run_cancel.api.run_views import (
 
 
 class AnyIdConverter:
-    """Takes whatever a client puts in the place of an id, so that the answer is ours, in JSON."""
+    """Matches any text as an id, so that invalid ids get the API's 404 response in JSON."""
 
     regex = r"(?s:.+?)"
 
     def to_python(self, value: str) -> str:
-        """Return the id as sent."""
+        """Return the id unchanged."""
         return value
 
     def to_url(self, value: str) -> str:
-        """Return the id as it goes into a URL."""
+        """Return the id unchanged."""
         return value
 
 
@@ -40,9 +40,9 @@ register_converter(AnyIdConverter, "run_cancel_id")
 
 
 def with_and_without_slash(route: str, view: Any, name: str) -> list[URLPattern]:
-    """Return the route without a trailing slash and, kept out of the document, with one.
+    """Return patterns for a route with a trailing slash, left out of the document, and without.
 
-    That one comes first, or its slash would be taken for a part of the id.
+    The one with the slash comes first; otherwise the slash would become a part of the id.
     """
     return [
         path(f"{route}/", view.as_view(schema=None)),

@@ -1,7 +1,7 @@
-"""Validation errors of REST framework in the form of the contract, which is that of FastAPI.
+"""Converts REST framework's validation errors to the format of the contract, that of FastAPI.
 
-An entry is ``{"type", "loc", "msg", "input", "ctx"}``. The fields of this package raise errors with
-the contract's types as their codes; the codes of REST framework's own are in ``CONTRACT_TYPES``.
+An entry is ``{"type", "loc", "msg", "input", "ctx"}``. Fields of this package use the contract's
+types as error codes; ``CONTRACT_TYPES`` maps the codes of REST framework's own fields.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ MAX_CHARACTERS = 100
 
 
 def contract_entries(detail: Any, loc: Sequence[str | int], sent: Any) -> list[dict[str, Any]]:
-    """Return the entries of ``detail`` in an answer.
+    """Return the entries of ``detail`` in a response.
 
     Args:
         detail: ``ValidationError.detail`` or ``serializer.errors``.
-        loc: The part of the request that was validated.
-        sent: What was sent as this part.
+        loc: Location of the validated part of the request, such as ``["body"]``.
+        sent: The invalid value of this part.
     """
-    found = list(_leaves(detail, list(loc), sent))
-    # One value is shown in some depth; a hundred would add up.
-    depth = MAX_DEPTH if len(found) == 1 else 0
-    return [_entry(error, place, value, depth) for error, place, value in found]
+    leaves = list(_leaves(detail, list(loc), sent))
+    # Echo nested values only for a single error, to limit the size of the response.
+    depth = MAX_DEPTH if len(leaves) == 1 else 0
+    return [_entry(error, error_loc, value, depth) for error, error_loc, value in leaves]
 
 
 def _leaves(
@@ -56,7 +56,7 @@ def _leaves(
                 yield from _leaves(inner, [*loc, echo(key)], _part(sent, key))
     else:
         for error in detail:
-            # A field that is missing has no value: the object without it is shown.
+            # A missing field has no value: echo the object that lacks it.
             yield error, loc, sent
 
 
@@ -77,9 +77,9 @@ def _entry(error: ErrorDetail, loc: list[str | int], value: Any, depth: int) -> 
 
 
 def echo(value: Any, depth: int = MAX_DEPTH) -> Any:
-    """Return as much of a decoded JSON value as is safe and useful to send back.
+    """Shorten a decoded JSON value for a response.
 
-    Whatever was sent, the result is small and is JSON: no NaN, no endless digits, no deep nesting.
+    The result is small and valid JSON, without NaN, long numbers or deep nesting.
     """
     if isinstance(value, str):
         return value if len(value) <= MAX_CHARACTERS else value[:MAX_CHARACTERS] + "…"
