@@ -1,6 +1,6 @@
 """Helpers for the tests of hosts and of authors of backends.
 
-``testing.conformance`` is the test suite for backends; it alone needs pytest.
+``testing.conformance`` is the test suite for backends, the only part that needs pytest.
 """
 
 from __future__ import annotations

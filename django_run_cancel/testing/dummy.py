@@ -1,4 +1,4 @@
-"""A backend that runs nothing and remembers what it was told, for tests of your own."""
+"""``DummyBackend``: a backend for tests, which executes nothing and records all calls."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class DummyBackend(BaseBackend):
-    """Remembers calls, and answers as it is told to.
+    """Records calls, and returns an outcome that the test sets.
 
     Attributes:
-        dispatched: The external ids that were dispatched, in order.
-        calls: The task, arguments and options that each of them was dispatched with.
-        stopped: The requests that came to ``stop``, in order, each with ``force``.
-        outcome: What ``stop`` answers for each request, and, if it is an exception, what
-            ``dispatch`` raises.
+        dispatched: The external ids passed to ``dispatch()``, in order.
+        calls: The TaskCall of each dispatch.
+        stopped: Pairs of a request passed to ``stop()`` and its ``force``, in order.
+        outcome: Outcome that ``stop()`` returns for each request. If it is an exception,
+            ``dispatch()`` raises it, too.
     """
 
     can_stop_running = True
@@ -30,7 +30,7 @@ class DummyBackend(BaseBackend):
         self.clear()
 
     def clear(self) -> None:
-        """Forget all calls, and answer ``TOLD`` again."""
+        """Delete all recorded calls, and reset ``outcome`` to ``TOLD``."""
         self.dispatched: list[str] = []
         self.calls: list[TaskCall] = []
         self.stopped: list[tuple[StopRequest, bool]] = []
@@ -40,7 +40,7 @@ class DummyBackend(BaseBackend):
         """Accept any call."""
 
     def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
-        """Remember the run."""
+        """Record the run."""
         if isinstance(self.outcome, Exception):
             raise self.outcome
         self.dispatched.append(run.external_id)
@@ -49,6 +49,6 @@ class DummyBackend(BaseBackend):
     def stop(
         self, requests: Sequence[StopRequest], *, force: bool
     ) -> Mapping[str, StopOutcome | Exception]:
-        """Remember the requests."""
+        """Record the requests."""
         self.stopped += [(request, force) for request in requests]
         return {request.external_id: self.outcome for request in requests}

@@ -1,4 +1,4 @@
-"""Functions for tests: cancel a run so that running code sees it at once, wait for a condition."""
+"""Functions for tests: ``cancel_now()`` and ``wait_until()``."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ if TYPE_CHECKING:
     from django_run_cancel.models import AbstractRun
 
 PATIENCE_SECONDS = 120.0
-"""How long tests wait for a condition: longer than a slow or busy machine takes."""
+"""Default timeout of ``wait_until()``, long enough for a slow or busy machine."""
 
 
 def cancel_now(run: AbstractRun, *, reason: str = "", force: bool = False) -> CancelResult:
-    """Cancel a run, and let its execution in this process see that before this returns.
+    """Cancel a run, so that the next ``checkpoint()`` in this process raises ``RunCancelled``.
 
-    The next ``checkpoint()`` raises ``RunCancelled``, without waiting for a poll. This also works
-    inside the transaction that a test is wrapped in, which the thread that polls cannot look into.
+    It polls in the calling thread. So it also works inside the transaction of a ``TestCase``, whose
+    uncommitted rows the watcher thread cannot read.
 
     Args:
         run: The run.
-        reason: Why, for the record.
-        force: Ask the executor to kill the work.
+        reason: Reason to record.
+        force: Whether the executor may kill the work at once.
 
     Returns:
-        As ``cancel_runs()``.
+        The result of ``cancel_runs()``.
     """
-    # Not above: settings of workers import this package before the apps are loaded.
+    # Imported here, as settings modules import this package before the app registry is ready.
     from django_run_cancel.cancellation import cancel_runs
     from django_run_cancel.execution.watcher import poll_now
 
@@ -40,15 +40,15 @@ def cancel_now(run: AbstractRun, *, reason: str = "", force: bool = False) -> Ca
 def wait_until(
     condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS
 ) -> None:
-    """Return once a condition holds.
+    """Wait until a condition is true.
 
     Args:
-        condition: Called until it returns something true.
-        what: What is waited for, for the error.
-        seconds: How long to wait.
+        condition: Called repeatedly until it returns a true value.
+        what: Description of the condition for the error message.
+        seconds: Timeout.
 
     Raises:
-        AssertionError: The condition did not hold in time.
+        AssertionError: The condition was not true before the timeout.
     """
     deadline = time.monotonic() + seconds
     while not condition():

@@ -1,4 +1,4 @@
-"""The jobs that workers run in the conformance suite, and the trace that each leaves in a file."""
+"""Jobs that workers execute in the conformance suite; each writes a trace to a file."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 from django_run_cancel.execution import Execution, current_run
 
 TRACE_FOLDER = "RUN_CANCEL_TRACE_FOLDER"
-"""The environment variable with the folder of the traces."""
+"""Name of the environment variable with the folder of the traces."""
 
 TRIES = 3
-"""How often in all the worker tries a job that raises ``JobFailed``."""
+"""Total number of tries of a job that raises ``JobFailed``."""
 
 PAUSE_SECONDS = 0.05
 LONG = 2400
-"""Pauses that a job makes which nobody stops: much longer than a test takes."""
+"""Number of pauses of a job that is not stopped: much longer than a test takes."""
 
 
 class JobFailed(Exception):
-    """What a job raises that its executor is to try again."""
+    """Raised by a job that its executor must retry."""
 
 
 def trace(run_id: str, event: str) -> None:
-    """Add a line to the trace of a run; it survives whatever happens to the process."""
+    """Append a line to the trace of a run, a file that survives the process."""
     with (Path(os.environ[TRACE_FOLDER]) / run_id).open("a") as file:
         file.write(f"{event}\n")
 
@@ -38,16 +38,16 @@ def read_trace(folder: Path, run_id: str) -> list[str]:
 
 
 def has_tries_left(run_id: str) -> bool:
-    """Tell whether a job is to be tried again, for executors that do not count that themselves."""
+    """Tell whether a job has tries left, for executors that do not count the tries."""
     folder = Path(os.environ[TRACE_FOLDER])
     return read_trace(folder, run_id).count("started") < TRIES
 
 
 def run_job(execution: Execution) -> None:
-    """Do what the title of the run says. The worker calls this inside of ``execution()``.
+    """Execute the job that is named in the run's title. Called inside of ``execution()``.
 
     Raises:
-        JobFailed: The job is to be tried again, ``TRIES`` times in all.
+        JobFailed: The executor must retry the job, up to ``TRIES`` tries in total.
     """
     run = execution.run
     trace(run.run_id, "started")
@@ -61,10 +61,10 @@ def run_job(execution: Execution) -> None:
 
 
 def run_current_job() -> None:
-    """Do what the title of the current run says, in a task that an integration tracks.
+    """Execute the job that is named in the current run's title, in a task of an integration.
 
     Raises:
-        JobFailed: The task is to be tried again, ``TRIES`` times in all.
+        JobFailed: The executor must retry the task, up to ``TRIES`` tries in total.
     """
     if (execution := current_run()) is None:
         raise RuntimeError("The task is not tracked.")
@@ -72,7 +72,7 @@ def run_current_job() -> None:
 
 
 def describe(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a run the title of the job that its task was published with: RUN_CANCEL_DESCRIBE."""
+    """RUN_CANCEL_DESCRIBE of the workers: sets the run's title to the argument of its task."""
     title = args[0] if args else kwargs.get("title")
     return {"title": title} if title in list(JOBS) else {}
 
@@ -89,14 +89,14 @@ def checks(execution: Execution, run_id: str) -> None:
 
 
 def never_checks(execution: Execution, run_id: str) -> None:
-    """Go on for long without a checkpoint."""
+    """Run for long without a checkpoint."""
     for _ in range(LONG):
         trace(run_id, "tick")
         time.sleep(PAUSE_SECONDS)
 
 
 def swallows_exceptions(execution: Execution, run_id: str) -> None:
-    """Go on for long without a checkpoint, whatever is raised from outside."""
+    """Run for long without a checkpoint, and suppress exceptions raised from outside."""
     for _ in range(LONG):
         try:
             trace(run_id, "tick")
@@ -118,7 +118,7 @@ def fails_always(execution: Execution, run_id: str) -> None:
 
 
 def fails_when_told(execution: Execution, run_id: str) -> None:
-    """Go on without a checkpoint until there is a file named after the run, and then fail."""
+    """Run without a checkpoint until a file named after the run exists, and then fail."""
     while not (Path(os.environ[TRACE_FOLDER]) / f"{run_id}.fail").exists():
         time.sleep(PAUSE_SECONDS)
     raise JobFailed

@@ -1,4 +1,4 @@
-"""Settings of the workers that the conformance suite starts: the host's, on the test database."""
+"""Settings for workers of the conformance suite: those of the host, with the test databases."""
 
 from __future__ import annotations
 

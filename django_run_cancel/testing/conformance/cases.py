@@ -1,4 +1,4 @@
-"""What a test with a real executor does: dispatch runs, cancel them, tell the executor, wait."""
+"""``ExecutorCase``: helper methods for tests with a real executor."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from django_run_cancel.testing.helpers import wait_until
 from django_run_cancel.testing.jobs import read_trace
 
 ALIAS = "tested"
-"""The alias of the backend under test."""
+"""Alias of the backend under test."""
 
 
 @pytest.mark.django_db(transaction=True)
 class ExecutorCase:
-    """Tests with the executor of a harness, which one class of tests shares.
+    """Base class of tests with the executor of a harness, which the tests of a class share.
 
-    The worker is up or down at the start of a test: each test calls ``harness.online()`` or
-    ``harness.kill()`` as it needs.
+    The worker may be running or not at the start of a test. Each test calls ``harness.online()`` or
+    ``harness.kill()`` itself.
     """
 
     harness_class: ClassVar[type[Harness]]
@@ -54,7 +54,7 @@ class ExecutorCase:
     def harness(
         self, _executor: Harness, settings: Any, transactional_db: None
     ) -> Iterator[Harness]:
-        """Configure the backend under test and return its executor."""
+        """Configure the backend under test, and return the harness."""
         options = {"TIMEOUT": _executor.timeout, **_executor.options()}
         settings.RUN_CANCEL_BACKENDS = {ALIAS: {"BACKEND": _executor.backend, "OPTIONS": options}}
         self.backend: BaseBackend = get_backend(ALIAS)
@@ -62,11 +62,11 @@ class ExecutorCase:
         yield _executor
         if _executor._proxy is not None:
             _executor._proxy.up()
-        # A job that still runs would work on in a database that is emptied.
+        # A job that is still running would use the database while it is flushed.
         traces = list(_executor.folder.glob("*_*"))
         lines = [path.read_text().splitlines() for path in traces]
         is_working = any(trace.count("started") > trace.count("left") for trace in lines)
-        # MySQL ends transactions that meet a table being emptied, and with them the worker.
+        # On MySQL, flushing a table breaks the transactions of a worker that polls it.
         is_polling = connections[run_rows().db].vendor == "mysql" and _executor.broker() is None
         if is_working or is_polling:
             _executor.kill()
@@ -80,7 +80,7 @@ class ExecutorCase:
         )
 
     def send(self, title: str, count: int = 1) -> list[Any]:
-        """Dispatch runs, as ``dispatch()`` does but at once."""
+        """Create runs and dispatch them by the backend, without ``dispatch()`` of the package."""
         runs = [self.make_run(title) for _ in range(count)]
         for run in runs:
             run.external_id = self.backend.new_external_id(run)
@@ -89,30 +89,32 @@ class ExecutorCase:
         return runs
 
     def started(self, title: str) -> Any:
-        """Dispatch a run to the worker that is up, and return it once its job runs."""
+        """Dispatch a run to the running worker, and wait until its job has started."""
         (run,) = self.send(title)
         wait_until(lambda: "started" in self.trace(run), "the job to start")
         return run
 
     def cancel(self, *runs: Any) -> None:
-        """Cancel runs, without telling the executor."""
+        """Cancel runs, without a stop request to the executor."""
         result = cancel_runs([run.run_id for run in runs], requested_by="tests")
         assert result.cancelled == [run.run_id for run in runs]
 
     def stop(self, *runs: Any, running: bool = False, force: bool = False) -> list[Any]:
-        """Tell the executor, and return the outcomes in the order of the runs."""
+        """Send stop requests, and return the outcomes in the order of the runs."""
         requests = [StopRequest(run.run_id, run.external_id, running) for run in runs]
         outcomes = self.backend.stop(requests, force=force)
         assert set(outcomes) == {run.external_id for run in runs}
         return [outcomes[run.external_id] for run in runs]
 
     def told(self, *runs: Any, running: bool = False, force: bool = False) -> list[StopOutcome]:
-        """Tell the executor until it has taken note, as the delivery worker does."""
+        """Send stop requests until none fails, and return the outcomes in the order of the runs."""
         outcomes: dict[str, StopOutcome] = {}
 
         def are_told() -> bool:
-            left = [run for run in runs if run.external_id not in outcomes]
-            answers = zip(left, self.stop(*left, running=running, force=force), strict=True)
+            remaining = [run for run in runs if run.external_id not in outcomes]
+            answers = zip(
+                remaining, self.stop(*remaining, running=running, force=force), strict=True
+            )
             outcomes.update(
                 {run.external_id: answer for run, answer in answers if not _is_error(answer)}
             )
@@ -122,44 +124,44 @@ class ExecutorCase:
         return [outcomes[run.external_id] for run in runs]
 
     def trace(self, run: Any) -> list[str]:
-        """Return what the job of a run has noted."""
+        """Return the lines of the trace of a run's job."""
         return read_trace(self.executor.folder, run.run_id)
 
     def statuses(self, *runs: Any) -> list[str]:
         """Return the statuses in the database, in the order of the runs."""
-        found = dict(get_run_model()._base_manager.values_list("run_id", "status"))
-        return [found[run.run_id] for run in runs]
+        statuses = dict(get_run_model()._base_manager.values_list("run_id", "status"))
+        return [statuses[run.run_id] for run in runs]
 
     def wait_for(self, status: str, *runs: Any) -> None:
-        """Return once all of the runs have a status."""
+        """Wait until all runs have this status."""
         wait_until(lambda: set(self.statuses(*runs)) == {status}, f"the status {status}")
 
     def drain(self) -> None:
-        """Return once the worker has taken all that was queued before."""
+        """Wait until the worker has processed all jobs that are in the queue now."""
         self.executor.online()
         self.wait_for(RunStatus.COMPLETED, *self.send("returns"))
 
     def stop_state(self, run: Any) -> str:
-        """Return how the work of a run stopped."""
+        """Return the current stop state of a run."""
         run.refresh_from_db()
         return str(run.stop_state)
 
     def wait_for_stop_state(self, state: str, run: Any) -> None:
-        """Return once the work of a run has stopped in a way."""
+        """Wait until a run has this stop state."""
         wait_until(lambda: self.stop_state(run) == state, f"the stop state {state}")
 
     def wait_for_end(self, run: Any) -> None:
-        """Return once the job of a run has ended by itself."""
+        """Wait until the job of a run has ended."""
         wait_until(lambda: "left" in self.trace(run), "the end of the job")
 
     def goes_on(self, run: Any) -> None:
-        """Return once the job of a run has gone on for a while."""
+        """Wait until the job of a run has run for a while longer, and assert that it goes on."""
         count = len(self.trace(run))
         wait_until(lambda: len(self.trace(run)) > count + 3, "the job to go on")
         assert "left" not in self.trace(run)
 
     def deliver(self) -> None:
-        """Do what the delivery worker does, without waiting between attempts."""
+        """Do one step of the delivery worker, with all pending items due."""
         CancellationItem.objects.filter(delivery=Delivery.PENDING).update(
             next_attempt_at=timezone.now()
         )

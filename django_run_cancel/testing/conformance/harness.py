@@ -1,4 +1,4 @@
-"""An executor under test: how the tests reach it, and how its worker is started and killed."""
+"""``Harness``: an executor under test, and the start and end of its worker process."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from django_run_cancel.testing.jobs import TRACE_FOLDER
 
 
 class Harness:
-    """An executor with a worker process. Subclass it for each executor.
+    """An executor under test, with a worker process. Subclass it for each executor.
 
-    The worker calls ``testing.jobs.run_job`` inside an ``execution`` of the run, runs one job at a
-    time, and tries one that raised ``JobFailed`` again after a second or two, ``jobs.TRIES`` times
-    in all; until then its run is ``queued``.
+    The worker must execute one job at a time, by calling ``testing.jobs.run_job`` inside of
+    ``execution()``. It must retry a job that raised ``JobFailed`` after a second or two, up to
+    ``jobs.TRIES`` tries in total; until the retry, the run is ``queued``.
 
     Attributes:
         backend: Dotted path of the backend.
-        ready: What the worker logs when it takes jobs.
+        ready: Text that the worker logs when it is ready for jobs.
         checks: Ids of the system checks that the backend always returns.
         timeout: The option TIMEOUT of the backend.
-        broker_url: The broker, as the worker reaches it; None if jobs wait in the database.
-        proxy: The broker, as the tests reach it.
+        broker_url: URL of the broker for the worker; None if jobs wait in the database.
+        proxy: Proxy of the broker for the tests.
         name: A unique name, for queues.
-        folder: Where the traces of the jobs are.
-        log: The output of the worker.
+        folder: Folder of the jobs' traces.
+        log: File with the output of the worker.
     """
 
     backend: ClassVar[str]
@@ -58,7 +58,7 @@ class Harness:
 
     @property
     def proxy(self) -> Proxy:
-        """The broker as the tests reach it, which they can take down."""
+        """Proxy of the broker for the tests, which can interrupt it."""
         assert self._proxy is not None, "This executor has no broker."
         return self._proxy
 
@@ -75,20 +75,21 @@ class Harness:
         return {}
 
     def publish(self, title: str) -> str:
-        """Publish a task that an integration tracks, as a host does, and return its id.
+        """Publish a task as a host does, and return its id.
 
-        The task takes the title of a job and calls ``jobs.run_current_job()``.
+        The integration makes the task a run. Its argument is the title of a job, and its function
+        calls ``jobs.run_current_job()``.
         """
         raise NotImplementedError
 
     def set_up(self) -> None:
-        """Prepare the side of the tests, before the backend is made."""
+        """Prepare the test process, before the backend is created."""
 
     def tear_down(self) -> None:
-        """Remove what the tests have left in the broker."""
+        """Delete queues and other data of the tests from the broker."""
 
     def worker_environment(self) -> dict[str, str]:
-        """Return the whole environment of a worker, which leads it to the test database."""
+        """Return the environment of a worker, including the names of the test databases."""
         names = {alias: str(connections[alias].settings_dict["NAME"]) for alias in connections}
         return {
             **os.environ,
@@ -102,10 +103,10 @@ class Harness:
         }
 
     def online(self) -> None:
-        """Start the worker unless it runs, and wait until it takes jobs.
+        """Start the worker unless it is running, and wait until it is ready for jobs.
 
         Raises:
-            AssertionError: It does not come up.
+            AssertionError: The worker does not become ready.
         """
         if self._worker is not None and self._worker.poll() is None:
             return
@@ -133,7 +134,7 @@ class Harness:
         return self.ready in self.log.read_text(errors="replace")
 
     def kill(self) -> None:
-        """Kill the worker with all its children, as when its machine is switched off."""
+        """Kill the worker and all its child processes."""
         if self._worker is not None:
             self._worker.kill()
             self._worker.wait()
@@ -142,9 +143,9 @@ class Harness:
 
 
 def kill_session(leader: int) -> None:
-    """Kill the processes in the session that a process led; their groups may be others."""
+    """Kill all processes of a session, in all of its process groups."""
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # ended meanwhile
+        with contextlib.suppress(OSError):  # ended in the meantime
             session = path.read_text().rpartition(")")[2].split()[3]
             if int(session) == leader:
                 os.kill(int(path.parent.name), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A port in front of a server, which tests can take down."""
+"""``Proxy``: forwards connections to a server, and simulates outages of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 
 def host_and_port(url: str) -> tuple[str, int]:
-    """Return where the server of a URL listens."""
+    """Return the host and the port of a URL."""
     parts = urlsplit(url)
     assert parts.hostname is not None
     assert parts.port is not None
@@ -18,7 +18,7 @@ def host_and_port(url: str) -> tuple[str, int]:
 
 
 class Proxy:
-    """Forwards connections to a server until it is told to go down.
+    """Forwards connections to a server, until ``down()`` interrupts them.
 
     Args:
         url: URL of the server, with host and port.
@@ -47,7 +47,7 @@ class Proxy:
         return f"{login}{at}127.0.0.1:{self._port}"
 
     def up(self) -> None:
-        """Forward again, connections that were frozen included."""
+        """Forward connections again, including those that ``down("silent")`` has frozen."""
         self._flows.set()
         if self._listener is None:
             self._listener = socket.create_server(("127.0.0.1", self._port))
@@ -55,11 +55,11 @@ class Proxy:
             threading.Thread(target=self._accept, args=[self._listener], daemon=True).start()
 
     def down(self, how: Literal["refused", "silent"]) -> None:
-        """Go down.
+        """Simulate an outage.
 
         Args:
-            how: ``refused``: connections are refused and dropped, as by a host without the server.
-                ``silent``: nothing is answered on any, as by a frozen host.
+            how: ``refused`` closes all connections and refuses new ones, like a host without the
+                server. ``silent`` forwards no data, like a frozen host.
         """
         if how == "silent":
             self._flows.clear()
@@ -67,7 +67,7 @@ class Proxy:
             self.close()
 
     def close(self) -> None:
-        """Drop all connections and accept no more."""
+        """Close all connections, and refuse new ones."""
         if self._listener is not None:
             # Wakes accept(), which close() alone does not.
             self._listener.shutdown(socket.SHUT_RDWR)

@@ -1,8 +1,8 @@
-"""The conformance suite: what every backend must do with its real executor.
+"""The conformance suite: tests that every backend must pass with its real executor.
 
 A backend's test module defines a ``Harness`` and subclasses ``BackendConformance``, or
-``BrokerConformance`` when its jobs wait in a broker that can be away. ``WorkerConformance`` is the
-part that another kind of worker of the same executor may answer differently.
+``BrokerConformance`` if its jobs wait in a broker. ``WorkerConformance`` has the tests that may
+have other results with another kind of worker of the same executor.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from django_run_cancel.testing.conformance.harness import Harness
 from django_run_cancel.testing.helpers import wait_until
 
 TIMEOUTS_AT_MOST = 50
-"""For a hundred jobs: many for a busy machine, and half as many as one for each job would be."""
+"""Maximum duration of a stop of 100 jobs, in timeouts: half of one timeout for each job."""
 
 
 class WorkerConformance(ExecutorCase):
-    """What depends on how a worker runs jobs."""
+    """Tests of how a worker executes, stops and retries jobs."""
 
     def test_runs_what_is_dispatched_once(self, harness: Harness) -> None:
         harness.online()
@@ -88,7 +88,7 @@ class WorkerConformance(ExecutorCase):
         assert "left" not in ended
 
     def test_running__delivery_escalates(self, harness: Harness, settings: Any) -> None:
-        """The delivery worker asks, then kills, and the record says how the run ended."""
+        """The delivery worker first sends a stop request without force, then one with force."""
         settings.RUN_CANCEL_GRACE_SECONDS = 2
         harness.online()
         run = self.started("swallows_exceptions")
@@ -109,7 +109,7 @@ class WorkerConformance(ExecutorCase):
         )
 
     def test_retry_never_resurrects(self, harness: Harness) -> None:
-        """The executor's own retry, after a cancellation during the try and between two tries."""
+        """The executor retries a job whose run was cancelled during a try, or between two tries."""
         harness.online()
         during = self.started("fails_when_told")
         self.cancel(during)
@@ -119,7 +119,7 @@ class WorkerConformance(ExecutorCase):
         self.wait_for_end(between)
         self.wait_for(RunStatus.QUEUED, between)
         self.cancel(between)
-        # Sent last, it is tried again last.
+        # The job that is sent last is retried last.
         (control,) = self.send("fails_once")
         self.wait_for(RunStatus.COMPLETED, control)
         assert self.trace(control).count("started") == 2
@@ -128,7 +128,7 @@ class WorkerConformance(ExecutorCase):
         assert self.statuses(during, between) == ["cancelled", "cancelled"]
 
     def test_tries_are_used_up__the_run_has_failed(self, harness: Harness) -> None:
-        """It does not wait for ever for a try that never comes."""
+        """The run does not stay queued for a retry that the executor never starts."""
         harness.online()
         (run,) = self.send("fails_always")
         self.wait_for(RunStatus.FAILED, run)
@@ -143,13 +143,13 @@ class WorkerConformance(ExecutorCase):
 
 
 class TrackedConformance(WorkerConformance):
-    """The same for a host's own tasks, which an integration tracks: see ``Harness.publish()``."""
+    """The same tests for tasks of a host that an integration makes runs: ``Harness.publish()``."""
 
     @pytest.fixture(autouse=True)
     def _tracked(self, harness: Harness, settings: Any) -> Iterator[None]:
         settings.RUN_CANCEL_DESCRIBE = f"{jobs.__name__}.describe"
         yield
-        # A task that is still in the broker would get a run again, in a database that is emptied.
+        # A task that is still in the broker would create its run again after the flush.
         harness.kill()
         harness.tear_down()
 
@@ -165,7 +165,7 @@ class TrackedConformance(WorkerConformance):
 
 
 class BackendConformance(WorkerConformance):
-    """The whole of what is asked of every backend."""
+    """All tests that every backend must pass."""
 
     def test_dispatched_twice_runs_once(self, harness: Harness) -> None:
         harness.kill()
@@ -210,7 +210,7 @@ class BackendConformance(WorkerConformance):
         self.told(run, running=True)
 
     def test_job_that_waits_although_its_run_was_running(self, harness: Harness) -> None:
-        """That it is dropped says nothing about what is running."""
+        """Dropping the waiting job does not prove that the running code has stopped."""
         harness.kill()
         (run,) = self.send("returns")
         for _ in range(2):
@@ -228,7 +228,7 @@ class BackendConformance(WorkerConformance):
         assert [self.trace(run) for run in runs] == [[]] * 20
 
     def known_ids(self, runs: list[Any], unknown: list[Any]) -> list[Any]:
-        """Return a hundred runs of which some were dispatched."""
+        """Return a hundred runs, some of them dispatched."""
         for run in unknown:
             run.external_id = self.backend.new_external_id(run)
         return [*runs, *unknown]
@@ -271,11 +271,11 @@ class BackendConformance(WorkerConformance):
 
 
 class BrokerConformance(BackendConformance):
-    """For executors whose jobs wait in a broker of their own, which can be away."""
+    """Additional tests for backends whose jobs wait in a broker, which may be unavailable."""
 
     @pytest.mark.parametrize("how", ["refused", "silent"])
     def test_broker_is_down(self, harness: Harness, how: Literal["refused", "silent"]) -> None:
-        """One timeout, not one for each id, also on connections that were good before."""
+        """A call takes one timeout, not one for each id, also with existing connections."""
         harness.kill()
         runs = self.send("returns", 2)
         many = [*runs, *(self.make_run(external_id=str(uuid.uuid4())) for _ in range(98))]
@@ -298,7 +298,7 @@ class BrokerConformance(BackendConformance):
         assert [self.trace(run) for run in runs] == [[], []]
 
     def test_broker_is_down__then_delivered(self, harness: Harness) -> None:
-        """What was cancelled meanwhile is delivered when the broker is back."""
+        """Cancellations during the outage are delivered when the broker is available again."""
         harness.kill()
         runs = self.send("returns", 2)
         harness.proxy.down("refused")
