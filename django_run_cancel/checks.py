@@ -247,8 +247,9 @@ def _cannot_be_made(problem: str) -> Error:
 @register(deploy=True)
 def check_deployed_backends(**kwargs: Any) -> list[CheckMessage]:
     """Check that the executors can be reached."""
-    known = check_backends(**kwargs)
-    return [message for message in check_backends(**kwargs, deploy=True) if message not in known]
+    offline_messages = check_backends(**kwargs)
+    messages = check_backends(**kwargs, deploy=True)
+    return [message for message in messages if message not in offline_messages]
 
 
 @register(deploy=True)

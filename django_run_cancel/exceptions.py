@@ -29,8 +29,8 @@ class TransitionNotAllowed(RunCancelError):
         self.hint = hint
 
     def __str__(self) -> str:
-        found = "does not exist" if self.current is None else f"is {self.current}"
-        message = f"Run {self.run_id} {found} and cannot become {self.target}."
+        state = "does not exist" if self.current is None else f"is {self.current}"
+        message = f"Run {self.run_id} {state} and cannot become {self.target}."
         return f"{message} {self.hint}".strip()
 
 

@@ -1,4 +1,4 @@
-"""Serializers of bulk cancellations: which runs are meant, and what would happen to them."""
+"""Serializers of requests for bulk cancellations, and of their previews."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class StrictSerializer(serializers.Serializer[Any]):
         """Return the values.
 
         Raises:
-            ValidationError: There is another field, or one of them is not of its form.
+            ValidationError: There is an unknown field, or a value is invalid.
         """
         if isinstance(data, Mapping):
-            others = (name for name in data if name not in self.fields)
+            unknown = (name for name in data if name not in self.fields)
             choices = ", ".join(self.fields)
             error = serializers.ErrorDetail(
                 f"Extra inputs are not permitted; choose from {choices}", "extra_forbidden"
             )
-            wrong: Any = {name: [error] for name in islice(others, MAX_ERRORS_PER_FIELD)}
+            wrong: Any = {name: [error] for name in islice(unknown, MAX_ERRORS_PER_FIELD)}
             if wrong:
                 raise serializers.ValidationError(wrong)
         return super().to_internal_value(data)
@@ -84,14 +84,14 @@ class RunSelectionSerializer(StrictSerializer):
     )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        """Refuse a selection of all runs."""
+        """Refuse a selection without filters, which would match all runs."""
         if not attrs:
             self.fail("too_short")
         return attrs
 
     @staticmethod
     def as_json(filters: Mapping[str, Any]) -> dict[str, Any]:
-        """Return valid filters as they are recorded."""
+        """Convert valid filters to JSON values, for the Cancellation."""
         return {
             name: value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else value
             for name, value in filters.items()
@@ -125,7 +125,7 @@ class BulkCancellationRequestSerializer(StrictSerializer):
     )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        """Refuse both ways of naming runs at once, and none."""
+        """Require exactly one of ``run_ids`` and ``filter``."""
         if ("run_ids" in attrs) == ("filter" in attrs):
             self.fail("selection_invalid")
         return attrs

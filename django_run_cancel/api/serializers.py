@@ -1,6 +1,6 @@
-"""Serializers of requests, query parameters, responses and errors, for views and the schema.
+"""Serializers of requests, query parameters, responses and errors.
 
-The strings of the contract stay untranslated.
+They also describe these in the OpenAPI document. The contract's strings are not translated.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from django_run_cancel.models import ApiKey
 from django_run_cancel.states import Outcome, RunStatus, Source, StopState
 
 
-# Base of the components of the contract, which have a title for everything. No docstring here or
-# below: as a description it would become a part of the contract.
+# Base of the contract's components, all of which have titles. It has no docstring, and neither have
+# they: drf-spectacular would add it to the contract as a description.
 class ContractSerializer(serializers.Serializer[Any]):
     pass
 
@@ -38,7 +38,7 @@ class BulkCancelRunsRequestSerializer(ContractSerializer):
 
 
 class BulkCancelRunsBodySerializer(BulkCancelRunsRequestSerializer):
-    """The body as it is read: with a field that the contract does not have."""
+    """The body that the view accepts, with a field that is not part of the contract."""
 
     force = StrictBooleanField(required=False, default=False)
 
@@ -91,7 +91,7 @@ class IdempotencyKeySerializer(serializers.Serializer[Any]):
     """The header that makes a repeated request one request."""
 
     def get_fields(self) -> dict[str, Any]:
-        """Return the one field, whose name is no Python name."""
+        """Return the field, whose name is not a valid Python identifier."""
         field = StrictTextField(required=False, allow_blank=False, max_length=255)
         return {"idempotency-key": field}
 
@@ -211,12 +211,12 @@ class RunCancellationSerializer(serializers.Serializer[Any]):
     )
 
     def to_representation(self, instance: Any) -> Any:
-        """Return what the caller may know."""
-        shown = super().to_representation(instance)
-        # From where its operators work is nothing that the host's customers need to know.
-        if shown["source"] != Source.API and isinstance(self.context["request"].auth, ApiKey):
-            shown |= {"ip_address": None, "request_id": ""}
-        return shown
+        """Return the data; for API keys, without the origin of requests by operators."""
+        data = super().to_representation(instance)
+        # Customers of the host must not learn the addresses of its operators.
+        if data["source"] != Source.API and isinstance(self.context["request"].auth, ApiKey):
+            data |= {"ip_address": None, "request_id": ""}
+        return data
 
 
 class CancellationItemFilterSerializer(serializers.Serializer[Any]):

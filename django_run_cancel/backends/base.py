@@ -111,11 +111,12 @@ class BaseBackend:
         Raises:
             ImproperlyConfigured: An option is unknown, missing or invalid.
         """
-        known = self.required_options | self.optional_options | {"TIMEOUT", self.task_option} - {""}
-        if unknown := sorted(set(options) - known):
+        allowed = self.required_options | self.optional_options
+        allowed |= {"TIMEOUT", self.task_option} - {""}
+        if unknown := sorted(set(options) - allowed):
             raise ImproperlyConfigured(
                 f"Backend {alias!r} has unknown OPTIONS: {', '.join(unknown)}. "
-                f"It knows: {', '.join(sorted(known))}."
+                f"It knows: {', '.join(sorted(allowed))}."
             )
         if missing := sorted(self.required_options - set(options)):
             raise ImproperlyConfigured(f"Backend {alias!r} needs OPTIONS: {', '.join(missing)}.")

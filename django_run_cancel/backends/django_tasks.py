@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from typing import Any
@@ -113,12 +113,14 @@ class DjangoTasksBackend(BaseBackend):
         external_id = UUID(run.external_id)
         task = self._task(call)
         args, kwargs = [run.run_id, *call.args], dict(call.kwargs)
-        known = task.get_backend()
-        if not isinstance(known, DatabaseBackend):
-            known.enqueue(_untracked(task), args, kwargs)  # development: the task runs at once
+        original = task.get_backend()
+        if not isinstance(original, DatabaseBackend):
+            original.enqueue(_untracked(task), args, kwargs)  # development: the task runs at once
             return
-        options = {**known.options, "id_function": lambda: external_id}
-        backend = type(known)(known.alias, {"QUEUES": list(known.queues), "OPTIONS": options})
+        options = {**original.options, "id_function": lambda: external_id}
+        backend = type(original)(
+            original.alias, {"QUEUES": list(original.queues), "OPTIONS": options}
+        )
 
         def enqueue() -> None:
             if not self._results.filter(pk=external_id).exists():
@@ -134,38 +136,38 @@ class DjangoTasksBackend(BaseBackend):
     ) -> Mapping[str, StopOutcome | Exception]:
         """Set waiting tasks to failed, in one transaction; running tasks cannot be stopped."""
         outcomes: dict[str, StopOutcome | Exception] = {}
-        asked: dict[UUID, StopRequest] = {}
+        requests_by_id: dict[UUID, StopRequest] = {}
         for request in requests:
             # A task that is not found is unknown or not committed yet; execution() refuses it.
             outcomes[request.external_id] = StopOutcome.TOLD
             with suppress(ValueError):
-                asked[UUID(request.external_id)] = request
+                requests_by_id[UUID(request.external_id)] = request
         if not apps.is_installed("django_tasks_db"):
             return dict.fromkeys(outcomes, StopOutcome.UNSUPPORTED)
         try:
-            found = call_database(
-                lambda: self._drop(asked), self._results.db, self.alias, self.timeout
+            statuses = call_database(
+                lambda: self._drop(requests_by_id), self._results.db, self.alias, self.timeout
             )
         except Exception as error:  # noqa: BLE001 - of any database
             return dict.fromkeys(outcomes, error)
-        for pk, status in found.items():
+        for pk, status in statuses.items():
             outcome: StopOutcome | Exception
             if status is None:
                 outcome = BackendError("Somebody has locked its task.")
             elif status == TaskResultStatus.RUNNING:
                 outcome = StopOutcome.UNSUPPORTED
-            elif status == TaskResultStatus.READY and asked[pk].running:
+            elif status == TaskResultStatus.READY and requests_by_id[pk].running:
                 outcome = StopOutcome.TOLD  # the code that is running belongs to another task
             else:
                 outcome = StopOutcome.STOPPED
-            outcomes[asked[pk].external_id] = outcome
+            outcomes[requests_by_id[pk].external_id] = outcome
         return outcomes
 
     def ping(self) -> None:
         """Query the table of task results."""
         call_database(self._results.exists, self._results.db, self.alias, self.timeout)
 
-    def _drop(self, asked: Mapping[UUID, StopRequest]) -> dict[UUID, str | None]:
+    def _drop(self, ids: Collection[UUID]) -> dict[UUID, str | None]:
         """Set waiting tasks to failed, and return the previous statuses by id.
 
         None stands for a locked task; unknown ids are missing. A task that an earlier request has
@@ -174,12 +176,12 @@ class DjangoTasksBackend(BaseBackend):
         using = self._results.db
         skip_locked = connections[using].features.has_select_for_update_skip_locked
         with transaction.atomic(using=using):
-            rows = self._results.filter(pk__in=asked)
-            found: dict[UUID, str | None] = dict.fromkeys(rows.values_list("pk", flat=True))
+            rows = self._results.filter(pk__in=ids)
+            statuses: dict[UUID, str | None] = dict.fromkeys(rows.values_list("pk", flat=True))
             rows = rows.select_for_update(skip_locked=skip_locked)
             waiting = []
             for pk, status, reason in rows.values_list("pk", "status", "exception_class_path"):
-                found[pk] = TaskResultStatus.READY if reason == REASON else status
+                statuses[pk] = TaskResultStatus.READY if reason == REASON else status
                 if status == TaskResultStatus.READY:
                     waiting.append(pk)
             self._results.filter(pk__in=waiting).update(
@@ -188,7 +190,7 @@ class DjangoTasksBackend(BaseBackend):
                 exception_class_path=REASON,
                 traceback="",
             )
-        return found
+        return statuses
 
 
 def _untracked(task: Task[Any, Any]) -> Task[Any, Any]:

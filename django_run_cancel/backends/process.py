@@ -152,8 +152,8 @@ class ProcessBackend(BaseBackend):
         try:
             for external_id in external_ids:
                 results[external_id] = self._unreachable_error(external_id) or StopOutcome.STOPPED
-            ours = [key for key, result in results.items() if result is StopOutcome.STOPPED]
-            return results | dict.fromkeys(self._signal(ours, force), StopOutcome.TOLD)
+            reachable = [key for key, result in results.items() if result is StopOutcome.STOPPED]
+            return results | dict.fromkeys(self._signal(reachable, force), StopOutcome.TOLD)
         except OSError as error:  # for example, no file descriptors left
             return dict.fromkeys(external_ids, error)
 
@@ -239,10 +239,10 @@ class _Processes:
     def wait(self, deadline: float) -> None:
         """Wait until all processes have ended, or until the deadline."""
         alive = select.poll()
-        left = [descriptor for descriptors in self.found.values() for descriptor in descriptors]
-        for descriptor in left:
+        watched = [descriptor for descriptors in self.found.values() for descriptor in descriptors]
+        for descriptor in watched:
             alive.register(descriptor, select.POLLIN)
-        count = len(left)
+        count = len(watched)
         while count and (seconds := deadline - time.monotonic()) > 0:
             for descriptor, _ in alive.poll(seconds * 1000):
                 alive.unregister(descriptor)
@@ -254,12 +254,12 @@ def _ids_of_processes(external_ids: Iterable[str]) -> list[str]:
 
     During ``exec()``, a process has an empty environment for a moment.
     """
-    found: set[str] = set()
+    ids: set[str] = set()
     for pause in (0.0, 0.02):
         time.sleep(pause)
         with _Processes(external_ids) as processes:
-            found.update(processes.found)
-    return list(found)
+            ids.update(processes.found)
+    return list(ids)
 
 
 def _external_id(pid: int) -> str:

@@ -165,12 +165,12 @@ class ProcrastinateBackend(BaseBackend):
         """Return the rows of updated jobs, and the external ids of jobs whose row is locked."""
         query = self._connector.execute_query_all
         numbers = [each.removeprefix(TRACKED) for each in external_ids if each.startswith(TRACKED)]
-        asked = {
+        parameters = {
             "external_ids": external_ids,
             "job_ids": [int(number) for number in numbers if number.isdecimal()],
         }
-        rows = query(STOP, **asked)
-        locked = query(LOCKED, **asked, ids=[row["id"] for row in rows])
+        rows = query(STOP, **parameters)
+        locked = query(LOCKED, **parameters, ids=[row["id"] for row in rows])
         for row in (*rows, *locked):
             tracked = f"{TRACKED}{row['id']}"
             row["external_id"] = tracked if tracked in external_ids else row["queueing_lock"]

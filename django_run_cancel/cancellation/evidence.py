@@ -41,10 +41,10 @@ def record_stopped(run_ids: Iterable[str], stop_state: str, *, wait: bool = True
         raise ValueError(f"stop_state must be one of {', '.join(sorted(ENDS))}.")
     rows = run_rows()
     stopping = rows.filter(stop_state=StopState.STOPPING)
-    found = stopping.filter(run_id__in=list(run_ids))
+    rows_to_update = stopping.filter(run_id__in=list(run_ids))
     recorded = []
     for pk, run_id, cancellation_id in list(
-        found.values_list("pk", "run_id", "cancellation__cancellation_id")
+        rows_to_update.values_list("pk", "run_id", "cancellation__cancellation_id")
     ):
         values = {"stop_state": str(StopState(stop_state)), "stopped_at": DatabaseNow()}
         row = stopping.filter(pk=pk)
@@ -71,6 +71,6 @@ def with_evidence(items: list[CancellationItem]) -> list[CancellationItem]:
     rows = runs.values_list("run_id", "stop_state", "stopped_at")
     evidence = {run_id: (state, at) for run_id, state, at in rows}
     for item in items:
-        found = evidence.get(item.run_id) if item.previous_status else None
-        item.stop_state, item.stopped_at = found or ("", None)  # type: ignore[attr-defined]
+        state_and_time = evidence.get(item.run_id) if item.previous_status else None
+        item.stop_state, item.stopped_at = state_and_time or ("", None)  # type: ignore[attr-defined]
     return items

@@ -93,16 +93,16 @@ def write_items(
     handling = DUE if settings.HANDLERS else NOT_NEEDED
 
     def values(item: Item) -> Sequence[Any]:
-        what = (recorded_id(item.run_id), item.outcome, item.via, item.previous_status)
+        outcome_fields = (recorded_id(item.run_id), item.outcome, item.via, item.previous_status)
         row = rows.get(item.run_id) if item.outcome in SUCCESSFUL else None
         if row is None:
-            return (record.pk, *what, "", "", *NOT_NEEDED, record.force, *NOT_NEEDED)
+            return (record.pk, *outcome_fields, "", "", *NOT_NEEDED, record.force, *NOT_NEEDED)
         # A run without an external_id was never dispatched to an executor.
         delivery = DUE if row.backend and row.external_id else NOT_NEEDED
         executor = (row.backend, row.external_id)
         # Handlers have been called for runs that were cancelled before.
         handler_fields = handling if item.outcome == Outcome.CANCELLED else NOT_NEEDED
-        return (record.pk, *what, *executor, *delivery, record.force, *handler_fields)
+        return (record.pk, *outcome_fields, *executor, *delivery, record.force, *handler_fields)
 
     writes.insert_rows(CancellationItem, ITEM_FIELDS, map(values, items), using)
 

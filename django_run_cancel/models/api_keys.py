@@ -121,20 +121,21 @@ class ApiKey(models.Model):
         keys: Any = cls.objects.using(router.db_for_write(cls))
         keys = keys.annotate(database_now=DatabaseNow())
         has_not_expired = Q(expires_at=None) | Q(expires_at__gt=DatabaseNow())
-        found = keys.filter(has_not_expired, digest=digest(key), revoked_at=None).first()
-        if found is None:
+        row: ApiKey | None = keys.filter(
+            has_not_expired, digest=digest(key), revoked_at=None
+        ).first()
+        if row is None:
             return None
-        row: ApiKey = found
-        row._note_use(found.database_now)
+        row._record_use(row.database_now)  # type: ignore[attr-defined]  # annotated
         return row
 
-    def _note_use(self, now: datetime) -> None:
+    def _record_use(self, now: datetime) -> None:
         stale = now - TOUCH_INTERVAL
         if self.last_used_at is not None and self.last_used_at > stale:
             return
         using = router.db_for_write(type(self))
-        unnoted = Q(last_used_at=None) | Q(last_used_at__lte=stale)
-        rows = type(self).objects.using(using).filter(unnoted, pk=self.pk)
+        is_outdated = Q(last_used_at=None) | Q(last_used_at__lte=stale)
+        rows = type(self).objects.using(using).filter(is_outdated, pk=self.pk)
         # In a transaction of the caller, an error needs a savepoint to not break that transaction.
         is_in_transaction = connections[using].in_atomic_block
         try:
