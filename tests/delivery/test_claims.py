@@ -11,7 +11,7 @@ from django.db import connection
 from django.utils import timezone
 
 from django_run_cancel.delivery import deliver_due, outbox
-from django_run_cancel.delivery.outbox import DELIVERY, HANDLING, claim_abandoned, claim_due, spread
+from django_run_cancel.delivery.outbox import DELIVERY, HANDLING, claim_abandoned, claim_due, jitter
 from django_run_cancel.models import CancellationItem
 from django_run_cancel.testing import DummyBackend
 from tests.delivery import helpers
@@ -116,7 +116,7 @@ def test_handler_that_fails__is_repeated_within_the_hour(
     assert before + timedelta(minutes=30) <= due <= after + timedelta(hours=1, seconds=1)
 
 
-def test_spread__is_half_of_the_time_to_all_of_it() -> None:
-    waits = [spread(timedelta(seconds=100)).total_seconds() for _ in range(1000)]
+def test_jitter__is_half_of_the_time_to_all_of_it() -> None:
+    waits = [jitter(timedelta(seconds=100)).total_seconds() for _ in range(1000)]
     assert 50 <= min(waits) < 60
     assert 90 < max(waits) <= 100

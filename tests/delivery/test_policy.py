@@ -97,10 +97,10 @@ def test_failure__keeps_what_the_caller_records() -> None:
 
 def test_waits__have_upper_bounds() -> None:
     patient = LIMITS._replace(max_attempts=1000, presume=timedelta(days=1))
-    failed = next_step(Told(None, 500), patient, NOW)
-    told = Told(StopOutcome.TOLD_ONCE, 500, stop_state="stopping", cancelled_at=NOW)
+    failed = next_step(StopAttempt(None, 500), patient, NOW)
+    repeated = StopAttempt(StopOutcome.TOLD_ONCE, 500, stop_state="stopping", cancelled_at=NOW)
     assert failed.wait == timedelta(hours=1)
-    assert next_step(told, patient, NOW).wait == timedelta(seconds=30)
+    assert next_step(repeated, patient, NOW).wait == timedelta(seconds=30)
 
 
 @pytest.mark.parametrize(

@@ -60,10 +60,10 @@ def test_dead_backend__costs_some_time_and_holds_nobody_up(
 
     def hang(run: Any, call: TaskCall) -> None:
         attempts.append(run)
-        clock.now += 0.6 * module.PATIENCE
+        clock.now += 0.6 * module.MAX_FAILURE_SECONDS
         DummyBackend.dispatch(dead, run)
 
-    monkeypatch.setattr(module, "STEP_SECONDS", 3 * module.PATIENCE)
+    monkeypatch.setattr(module, "STEP_SECONDS", 3 * module.MAX_FAILURE_SECONDS)
     monkeypatch.setattr(dead, "dispatch", hang)
     runs = [created() for _ in range(6)]
     for run in runs:
