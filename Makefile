@@ -39,6 +39,7 @@ help:
 	@echo 'make bench     measure cancelling, checkpoints, delivery and tracking'
 	@echo 'make messages  bring the translations up to date with the sources'
 	@echo 'make screenshots  take the pictures in the documentation (needs Chromium)'
+	@echo 'make diagrams  draw the diagrams of the documentation'
 	@echo 'make docs      build the documentation in docs/_build/html'
 	@echo 'make clean     remove all that was made here, .venv included'
 
@@ -119,6 +120,10 @@ messages: $(VENV)/.test
 .PHONY: screenshots
 screenshots: $(VENV)/.all
 	$(BIN)/python -m tools.screenshots
+
+.PHONY: diagrams
+diagrams: $(VENV)/.test
+	$(BIN)/python -m tools.diagrams
 
 .PHONY: docs
 docs: $(VENV)/.all

@@ -23,7 +23,12 @@ django.setup()
 project = "django-run-cancel"
 copyright = "the django-run-cancel maintainers"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
 exclude_patterns = ["_build"]
 
 myst_heading_anchors = 3
@@ -32,7 +37,13 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say it in fewer words
 napoleon_attr_annotations = False
 
+# Copies the commands of a console block, and neither prompts nor output.
+copybutton_prompt_text = "$ "
+copybutton_line_continuation_character = "\\"
+
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["docs.css"]
 html_title = project
 html_show_sourcelink = False
 html_copy_source = False

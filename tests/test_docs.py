@@ -472,7 +472,7 @@ def exists(dotted: str) -> bool:
 @pytest.mark.parametrize(
     "page",
     [
-        "quickstart.md",
+        "from-scratch.md",
         "howto/runs.md",
         "howto/operators.md",
         "howto/transactions.md",
