@@ -184,7 +184,7 @@ def stopping() -> Parts:
             "grey",
         ),
     )
-    y = 12.0
+    y = last = 12.0
     for moment, who, lines, evidence, kind in cards:
         rows = bool(who) + len(lines)
         height = 14 + 19 * rows + (32 if evidence else 0)
@@ -198,8 +198,8 @@ def stopping() -> Parts:
         if evidence:
             yield box(84, y + height - 34, 122, 26, kind)
             yield text(145, y + height - 16, evidence, "strong", "on", anchor="middle")
-        y += height + 10
-    yield f'<path d="M63 31 V{y - 40:g}" class="line"/>'
+        last, y = y, y + height + 10
+    yield f'<path d="M63 31 V{last + 19:g}" class="line"/>'
 
 
 def production() -> Parts:
