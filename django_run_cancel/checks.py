@@ -31,7 +31,7 @@ def check_run_model(**kwargs: Any) -> list[CheckMessage]:
     except (LookupError, ValueError, TypeError, AttributeError):
         return [
             Error(
-                f"RUN_CANCEL_RUN_MODEL is {settings.RUN_MODEL!r}, which is no installed model.",
+                f"RUN_CANCEL_RUN_MODEL is {settings.RUN_MODEL!r}, which is not an installed model.",
                 hint="Set it to 'app_label.ModelName', and add that app to INSTALLED_APPS.",
                 id="django_run_cancel.E001",
             )
@@ -39,7 +39,7 @@ def check_run_model(**kwargs: Any) -> list[CheckMessage]:
     if not issubclass(model, AbstractRun):
         return [
             Error(
-                f"{model._meta.label} cannot be a run model.",
+                f"{model._meta.label} does not inherit from AbstractRun.",
                 hint="Let it inherit from django_run_cancel.models.AbstractRun.",
                 obj=model,
                 id="django_run_cancel.E002",
@@ -57,7 +57,7 @@ def _check_run_meta(model: type[AbstractRun]) -> Iterator[CheckMessage]:
     if not unique or not {"cancel_run", "force_cancel_run"} <= permissions:
         yield Error(
             f"{model._meta.label} lacks the unique run_id or the permissions of a run model.",
-            hint="Let its Meta inherit: class Meta(AbstractRun.Meta).",
+            hint="Declare its Meta as: class Meta(AbstractRun.Meta).",
             obj=model,
             id="django_run_cancel.E003",
         )
@@ -71,7 +71,7 @@ def _check_run_meta(model: type[AbstractRun]) -> Iterator[CheckMessage]:
         names = ", ".join("(" + ", ".join(fields) + ")" for fields in missing)
         yield Warning(
             f"{model._meta.label} lacks indexes of a run model: {names}.",
-            hint="Let its Meta inherit: class Meta(AbstractRun.Meta). If it has indexes of its "
+            hint="Declare its Meta as: class Meta(AbstractRun.Meta). If it has indexes of its "
             "own: indexes = [*AbstractRun.Meta.indexes, …]. Then make migrations.",
             obj=model,
             id="django_run_cancel.W012",
@@ -123,7 +123,7 @@ def _check_handlers() -> Iterator[CheckMessage]:
     handlers = settings.HANDLERS
     if not isinstance(handlers, list | tuple) or not all(map(_is_callable, handlers)):
         yield Error(
-            f"RUN_CANCEL_HANDLERS is {handlers!r}, which are not all functions.",
+            f"RUN_CANCEL_HANDLERS is {handlers!r}, which is not a list of functions.",
             hint="Set it to a list of dotted paths of functions (item) -> None.",
             id="django_run_cancel.E009",
         )
@@ -135,7 +135,7 @@ def _check_tracking() -> Iterator[CheckMessage]:
         isinstance(each, str) for each in patterns
     ):
         yield Error(
-            f"RUN_CANCEL_TRACK is {patterns!r}, which is no list of patterns.",
+            f"RUN_CANCEL_TRACK is {patterns!r}, which is not a list of patterns.",
             hint='For example: RUN_CANCEL_TRACK = ["shop.tasks.*"].',
             id="django_run_cancel.E017",
         )
@@ -151,12 +151,13 @@ def _check_numbers() -> Iterator[CheckMessage]:
     seconds = ["POLL_SECONDS", "HEARTBEAT_SECONDS", "GRACE_SECONDS", "PRESUME_SECONDS"]
     if settings.STALLED_SECONDS is not None:
         seconds.append("STALLED_SECONDS")
-    wrong = [name for name in seconds if not _is_positive(getattr(settings, name), int | float)]
-    whole = ["MAX_ATTEMPTS", "MAX_TREE", "MAX_LOCK_MS", "MAX_BULK"]
-    wrong += [name for name in whole if not _is_positive(getattr(settings, name), int)]
+    kinds: dict[str, tuple[Any, str]] = dict.fromkeys(seconds, (int | float, "finite"))
+    for name in ("MAX_ATTEMPTS", "MAX_TREE", "MAX_LOCK_MS", "MAX_BULK"):
+        kinds[name] = (int, "whole")
+    wrong = [name for name in kinds if not _is_positive(getattr(settings, name), kinds[name][0])]
     for name in wrong:
         yield Error(
-            f"{PREFIX}{name} must be a number above 0, and finite.",
+            f"{PREFIX}{name} must be a {kinds[name][1]} number above 0.",
             hint=f"The default is {vars(type(settings))[name]}.",
             id="django_run_cancel.E012",
         )
@@ -164,15 +165,15 @@ def _check_numbers() -> Iterator[CheckMessage]:
         return
     if settings.PRESUME_SECONDS <= settings.GRACE_SECONDS:
         yield Warning(
-            "Runs are presumed to have stopped before they are stopped by force.",
+            "Runs are presumed stopped before their executors are told to kill them.",
             hint="Set RUN_CANCEL_PRESUME_SECONDS above RUN_CANCEL_GRACE_SECONDS.",
             id="django_run_cancel.W008",
         )
     beat = settings.HEARTBEAT_SECONDS
     if settings.STALLED_SECONDS is not None and 2 * beat > settings.STALLED_SECONDS:
         yield Warning(
-            "Healthy runs can time out between two signs of life.",
-            hint="Set RUN_CANCEL_STALLED_SECONDS to several RUN_CANCEL_HEARTBEAT_SECONDS.",
+            "Healthy runs can time out between two heartbeats.",
+            hint="Set RUN_CANCEL_STALLED_SECONDS to several times RUN_CANCEL_HEARTBEAT_SECONDS.",
             id="django_run_cancel.W009",
         )
 
@@ -211,9 +212,9 @@ def check_schema(**kwargs: Any) -> list[CheckMessage]:
     return [
         Warning(
             f"SPECTACULAR_SETTINGS[{name!r}] changes the components of the cancel endpoint.",
-            hint="Requests and answers stay as they are. For clients that are generated, serve "
-            f"another document: SpectacularAPIView.as_view(custom_settings={{{name!r}: False}}). "
-            "Otherwise: SILENCED_SYSTEM_CHECKS = ['django_run_cancel.W004'].",
+            hint="This changes no request and no answer. For people who generate clients, serve a "
+            f"second document: SpectacularAPIView.as_view(custom_settings={{{name!r}: False}}). "
+            "Otherwise set SILENCED_SYSTEM_CHECKS = ['django_run_cancel.W004'].",
             id="django_run_cancel.W004",
         )
         for name in ("COMPONENT_SPLIT_REQUEST", "ENFORCE_NON_BLANK_FIELDS", "CAMELIZE_NAMES")
@@ -225,21 +226,21 @@ def check_schema(**kwargs: Any) -> list[CheckMessage]:
 def check_backends(**kwargs: Any) -> list[CheckMessage]:
     """Instantiate each backend and run its own checks, without network connections."""
     if not isinstance(settings.BACKENDS, dict):
-        return [_cannot_be_made("RUN_CANCEL_BACKENDS is no dictionary.")]
+        return [_cannot_be_made("RUN_CANCEL_BACKENDS is not a dictionary.")]
     messages: list[CheckMessage] = []
     for alias in settings.BACKENDS:
         try:
             messages += get_backend(alias).check(**kwargs)
         except Exception as error:  # noqa: BLE001 - whatever importing it may raise
-            messages.append(_cannot_be_made(f"The backend {alias!r} cannot be made: {error!r}."))
+            messages.append(_cannot_be_made(f"The backend {alias!r} cannot be created: {error!r}."))
     return messages
 
 
 def _cannot_be_made(problem: str) -> Error:
     return Error(
         problem,
-        hint="RUN_CANCEL_BACKENDS = {'name': {'BACKEND': 'dotted.path', 'OPTIONS': {…}}}. Missing "
-        "packages come with: pip install 'django-run-cancel[celery]', or another extra.",
+        hint="Write RUN_CANCEL_BACKENDS = {'name': {'BACKEND': 'dotted.path', 'OPTIONS': {…}}}. If "
+        "a package is missing, install its extra: pip install 'django-run-cancel[celery]'.",
         id="django_run_cancel.E008",
     )
 
@@ -269,9 +270,9 @@ def _check_failed_deliveries(alias: str) -> Iterator[CheckMessage]:
     failed = Q(delivery=Delivery.FAILED) | Q(handling=Delivery.FAILED)
     if count := CancellationItem.objects.using(alias).filter(failed).count():
         yield Warning(
-            f"{count} cancelled runs have not been delivered to their executor, or not handled.",
-            hint="See last_error and handling_error of these items, then: "
-            "python manage.py retry_deliveries",
+            f"Deliveries to executors or handlers that failed after all attempts: {count}.",
+            hint="Remove the cause, which last_error or handling_error of these items says. Then "
+            "run: python manage.py retry_deliveries",
             id="django_run_cancel.W007",
         )
 

@@ -71,7 +71,7 @@ class TooManyBulkCancellations(exceptions.APIException):
 
     def __init__(self, limit: int) -> None:
         super().__init__(
-            f"{limit} bulk cancellations are in progress, and no more may be. Wait for one to "
+            f"{limit} bulk cancellations are in progress, which is the limit. Wait for one to "
             "end, or abort one"
         )
 
@@ -118,7 +118,7 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
             logger.exception("The database could not answer", exc_info=error)
             return _answer(
                 503,
-                "The database is busy or away; please ask again",
+                "The database is busy or unreachable; please try again",
                 {"Retry-After": str(RETRY_AFTER_SECONDS)},
             )
     return None

@@ -191,7 +191,7 @@ class BaseBackend:
                     f"OPTIONS[{self.task_option!r}]."
                 )
         elif not self.task_option:
-            raise TypeError(f"Runs of the backend {self.alias!r} have no task to choose.")
+            raise TypeError(f"The backend {self.alias!r} takes no task.")
         else:
             self.get_task(call.task)
         if self.dispatch_options is None:

@@ -89,7 +89,7 @@ class DjangoTasksBackend(BaseBackend):
             return [*messages, *self._check_deployed_without_queue(**kwargs)]
         return [
             Error(
-                f"{self.options['TASK']} is no task of the DatabaseBackend of django-tasks-db.",
+                f"{self.options['TASK']} is not a task of the DatabaseBackend of django-tasks-db.",
                 hint="With django-tasks-rq or django-tasks-celery, use the backend for RQ or "
                 "Celery: the ids are theirs.",
                 id="django_run_cancel.E011",
@@ -153,7 +153,7 @@ class DjangoTasksBackend(BaseBackend):
         for pk, status in statuses.items():
             outcome: StopOutcome | Exception
             if status is None:
-                outcome = BackendError("Somebody has locked its task.")
+                outcome = BackendError("The row of its task is locked.")
             elif status == TaskResultStatus.RUNNING:
                 outcome = StopOutcome.UNSUPPORTED
             elif status == TaskResultStatus.READY and requests_by_id[pk].running:

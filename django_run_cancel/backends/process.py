@@ -101,7 +101,7 @@ class ProcessBackend(BaseBackend):
             return [
                 Error(
                     f"The backend {self.alias!r} cannot find the program {program!r}.",
-                    hint="Write its whole path in COMMAND; for Python, sys.executable.",
+                    hint="Write its full path in COMMAND; for Python, sys.executable.",
                     id="django_run_cancel.E014",
                 )
             ]
@@ -198,7 +198,7 @@ def _wait_for_process(child: subprocess.Popen[bytes], run: AbstractRun) -> None:
             )
     except Exception:
         logger.exception(
-            "Cannot look after run %s, whose process has ended.", printable(run.run_id)
+            "Cannot record the end of run %s, whose process has ended.", printable(run.run_id)
         )
     finally:
         connections.close_all()

@@ -150,7 +150,7 @@ class ProcrastinateBackend(BaseBackend):
             for row in rows
             if row["status"] == "doing"
         }
-        return outcomes | dict.fromkeys(locked, BackendError("Somebody has locked its job."))
+        return outcomes | dict.fromkeys(locked, BackendError("The row of its job is locked."))
 
     def ping(self) -> None:
         """Query the table of jobs."""

@@ -78,7 +78,7 @@ class Patience:
             raise error
         if self._failures == 1:
             logger.warning(
-                "The database is away. What is to be written is tried again for %.0f seconds: %s",
+                "The database is unreachable. The write is tried again for %.0f seconds: %s",
                 sum(self._delays),
                 printable_lines(describe_error(error, 1_000)),
             )

@@ -141,9 +141,11 @@ def _as_json(call: TaskCall) -> TaskCall:
         text = json.dumps(call._asdict(), allow_nan=False, ensure_ascii=False)
         text.encode()
     except (TypeError, ValueError) as error:
-        raise TypeError(f"dispatch() takes what JSON can hold: {error}") from error
+        raise TypeError(
+            f"The arguments and options of dispatch() must be JSON values: {error}"
+        ) from error
     if NULL_CHARACTER.search(text):
-        raise TypeError("dispatch() takes what databases can hold, and no null characters.")
+        raise TypeError("The arguments and options of dispatch() must not contain NUL characters.")
     return TaskCall(**json.loads(text))
 
 

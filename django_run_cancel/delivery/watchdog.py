@@ -122,7 +122,7 @@ def mark_stalled(seconds: float, limit: int = 100) -> int:
     silent = running.filter(
         Q(heartbeat_at__lt=before) | Q(heartbeat_at=None, started_at__lt=before)
     )
-    reason = f"No sign of life for {seconds:g} seconds."
+    reason = f"No heartbeat for {seconds:g} seconds."
     window = _running.window(silent, limit)
     written = []
     # Update one row at a time: several would have to be locked in the order of cancellations.

@@ -180,7 +180,7 @@ class ExecutionBlock:
 
     def _new_execution_id(self) -> UUID:
         if self._pid:
-            raise RuntimeError("An execution is entered once: call execution() again.")
+            raise RuntimeError("An execution can be entered only once. Call execution() again.")
         self._pid = os.getpid()
         return uuid4()
 

@@ -69,7 +69,7 @@ class Callbacks:
                 error = reason
             if error is not None:
                 logger.error(
-                    "%r, called because its run was to stop, did not end well.",
+                    "%r, an on_cancel() function, has failed.",
                     callback,
                     exc_info=error,
                 )

@@ -180,7 +180,8 @@ class Ownership:
             return self._requeue_on(error)
         except Exception:
             logger.exception(
-                "requeue_on of run %s is broken: the run has failed.", printable(self.run_id)
+                "requeue_on of run %s has raised an error: the run has failed.",
+                printable(self.run_id),
             )
             return False
 

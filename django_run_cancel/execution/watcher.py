@@ -202,7 +202,7 @@ class Watcher:
             except Exception:
                 # No error may end this thread. A later poll reads what this one has missed.
                 if not was_failing and not self._is_failing:
-                    logger.exception("Cannot ask whether runs have been cancelled; trying on.")
+                    logger.exception("Cannot ask whether runs have been cancelled; trying again.")
                 self._is_failing = True
                 self._disconnect()
 

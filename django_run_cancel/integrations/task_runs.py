@@ -201,7 +201,8 @@ def _create_run(task: TaskMessage, parent: AbstractRun | None) -> AbstractRun:
             if isinstance(error, DatabaseError) and not is_refusal(error):
                 raise
             logger.exception(
-                "RUN_CANCEL_DESCRIBE gives %s what its run cannot have.", printable(task.name)
+                "RUN_CANCEL_DESCRIBE returns fields for %s that a run cannot have.",
+                printable(task.name),
             )
     return _save_run(task, parent, {})
 

@@ -1,4 +1,4 @@
-"""A progress bar on terminals, if tqdm is installed."""
+"""What commands show people: a progress bar, if tqdm is installed, and counts in words."""
 
 from __future__ import annotations
 
@@ -21,3 +21,8 @@ def progress(unit: str, total: int | None = None) -> Iterator[Callable[[int], ob
         return
     with tqdm(total=total, unit=unit, disable=None, leave=False) as bar:
         yield bar.update
+
+
+def in_words(count: int, one: str, many: str) -> str:
+    """Return a number of things in words, such as ``1 run`` or ``2,000 runs``."""
+    return f"1 {one}" if count == 1 else f"{count:,} {many}"

@@ -15,6 +15,7 @@ from django_run_cancel.cancellation.bulk import Preview
 from django_run_cancel.cancellation.progress import progress_of
 from django_run_cancel.cancellation.records import recorded_id
 from django_run_cancel.cancellation.results import CancelResult
+from django_run_cancel.management.progress import in_words
 from django_run_cancel.models import Cancellation, CancellationChunk, CancellationItem, run_rows
 from django_run_cancel.models.ids import is_storable
 from django_run_cancel.safe_text import printable
@@ -103,9 +104,9 @@ class Report:
             return f"{self.cancellation_id} is left to {WORKERS}."
         left = self.total - self.cancelled_count - (self.failed_count or 0)
         if self.is_aborted:
-            return f"{left:,} of {runs_in_words(self.total)} were not looked at, and will not be."
+            return f"{left:,} of {runs_in_words(self.total)} stay as they are."
         if not left:
-            return f"what is below these runs is left to {WORKERS}."
+            return f"the runs below these are left to {WORKERS}."
         are = "is" if left == 1 else "are"
         return f"{left:,} of {runs_in_words(self.total)} {are} left to {WORKERS}."
 
@@ -115,12 +116,12 @@ class Report:
             are = "is" if self.failed_count == 1 else "are"
             text = f"{self.failed_count:,} of {runs_in_words(self.total)} {are} not cancelled."
         elif self.below_failed:
-            text = f"{runs_in_words(self.below_failed)} below could not be written."
+            text = f"{runs_in_words(self.below_failed)} below could not be changed."
         else:
             return ""
         if self.record is not None and self.record.state == CancellationState.FAILED:
             retry = f"manage.py retry_deliveries --cancellation {self.cancellation_id}"
-            text += f" When the database refuses them no more: {retry}"
+            text += f" When the cause is gone, run: {retry}"
         return text
 
     def lines(self, *, is_dry_run: bool, is_left_to_workers: bool) -> Iterator[str]:
@@ -154,7 +155,7 @@ class Report:
             these = "It" if is_one else f"{self.already_count:,} of these"
             yield f"{these} had been cancelled before."
         if self.below_failed:
-            yield f"{runs_in_words(self.below_failed)} below {them} could not be written."
+            yield f"{runs_in_words(self.below_failed)} below {them} could not be changed."
         if self.forced:
             will = "would" if is_dry_run else "will"
             one, many = "was still stopping and", "were still stopping and"
@@ -166,7 +167,7 @@ class Report:
 
 def runs_in_words(count: int, *, is_capped: bool = False) -> str:
     """Return a number of runs in words."""
-    return "1 run" if count == 1 and not is_capped else f"{count:,}{'+' * is_capped} runs"
+    return f"{count:,}+ runs" if is_capped else in_words(count, "run", "runs")
 
 
 def report_of(record: Cancellation, run_ids: list[str] | None) -> Report:

@@ -122,7 +122,7 @@ def read_selection(options: dict[str, Any]) -> Selection:
     if not filters:
         if run_ids is None:
             raise CommandError(
-                "Name runs, or say which with --status, --tenant, --type or another filter.",
+                "Give run ids, or select runs with --status, --tenant, --type or another filter.",
                 returncode=USAGE,
             )
         return Selection(_all_runs(), run_ids, filters)

@@ -39,7 +39,7 @@ def _check_database(alias: str, connection: Any) -> Iterator[CheckMessage]:
         )
     if connection.settings_dict.get("AUTOCOMMIT") is False:
         yield Error(
-            "With AUTOCOMMIT = False nobody commits what is cancelled.",
+            "With AUTOCOMMIT = False, cancellations are not committed.",
             hint=f"Remove AUTOCOMMIT from DATABASES[{alias!r}]; use transaction.atomic().",
             id="django_run_cancel.E016",
         )
@@ -60,7 +60,7 @@ def _check_postgresql(options: dict[str, Any]) -> Iterator[CheckMessage]:
     if settings.LISTEN and not _uses_psycopg_3():
         yield Warning(
             "RUN_CANCEL_LISTEN needs psycopg 3; without it, running code only polls.",
-            hint="Type: pip install 'psycopg[binary]'",
+            hint="Run: pip install 'psycopg[binary]'",
             id="django_run_cancel.W010",
         )
     level = getattr(options.get("isolation_level"), "name", "")
@@ -68,7 +68,7 @@ def _check_postgresql(options: dict[str, Any]) -> Iterator[CheckMessage]:
         yield Warning(
             f"With the isolation level {level} of PostgreSQL, a child that is created while "
             "its parent is being cancelled can escape.",
-            hint="Leave isolation_level out of the OPTIONS of the database with the runs.",
+            hint="Remove isolation_level from the OPTIONS of the database with the runs.",
             id="django_run_cancel.W003",
         )
 
@@ -76,8 +76,9 @@ def _check_postgresql(options: dict[str, Any]) -> Iterator[CheckMessage]:
 def _check_pool(pool: Any) -> Iterator[CheckMessage]:
     if isinstance(pool, dict) and (pool.get("max_size") or pool.get("min_size")) == 1:
         yield Warning(
-            "While code uses the only connection of the pool, its cancellation is not seen.",
-            hint="Set max_size of the pool to the number of threads with tasks, and one more.",
+            "The pool has one connection. While code uses it, nobody can see that its run is "
+            "cancelled.",
+            hint="Set max_size of the pool to the number of threads that run tasks, plus one.",
             id="django_run_cancel.W014",
         )
 

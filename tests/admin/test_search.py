@@ -134,7 +134,7 @@ class TestBound:
 
 @pytest.mark.skipif(IS_POSTGRESQL, reason="has these indexes")
 def test_command__other_databases() -> None:
-    with pytest.raises(CommandError, match="Only PostgreSQL has these indexes"):
+    with pytest.raises(CommandError, match="These indexes need PostgreSQL"):
         call_command("create_search_indexes")
 
 
@@ -198,7 +198,7 @@ class TestIndexes:
         assert planned.startswith("CREATE EXTENSION IF NOT EXISTS pg_trgm;")
         assert planned.count("CREATE INDEX CONCURRENTLY") == 4
         assert self.command() == planned
-        assert self.command() == "All of them exist.\n"
+        assert self.command() == "All search indexes exist.\n"
 
     def test_command__refused(self) -> None:
         name = f'"{RUN.db_table[:40]}_title_words"'

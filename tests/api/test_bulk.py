@@ -355,7 +355,7 @@ class TestLimits:
         for headers in ({}, {"idempotency_key": "two"}):
             response = acme.send(CANCELLATIONS, QUEUED, **headers)
             assert assert_sound(response, 429) == {
-                "detail": "2 bulk cancellations are in progress, and no more may be. "
+                "detail": "2 bulk cancellations are in progress, which is the limit. "
                 "Wait for one to end, or abort one"
             }
             assert response["Retry-After"] == "10"

@@ -39,7 +39,7 @@ def assert_busy(response: Any) -> None:
     assert response.status_code == 503
     assert response["Content-Type"] == "application/json"
     assert response["Retry-After"] == "1"
-    detail = "The database is busy or away; please ask again"
+    detail = "The database is busy or unreachable; please try again"
     assert response.json() == {"detail": detail}
 
 

@@ -341,7 +341,7 @@ def test_retry__not_for_everybody() -> None:
         ("ValueError: no host db7.internal", "ValueError: see the log"),
         ("app.errors.QuotaExceeded: tenant b", "app.errors.QuotaExceeded: see the log"),
         ("TimeoutError", "TimeoutError: see the log"),
-        ("No sign of life for 60 seconds.", "No sign of life for 60 seconds."),
+        ("No heartbeat for 60 seconds.", "No heartbeat for 60 seconds."),
         ("Disk full: free some space", "Disk full: free some space"),
         ("", ""),
     ],

@@ -454,7 +454,7 @@ def test_process_that_ends_while_the_database_is_away(caplog: pytest.LogCaptureF
     """Here: that may not be used in this test."""
     executor = shell("exit 3")
     executor.dispatch(Job(executor))  # type: ignore[arg-type]
-    wait_until(lambda: "Cannot look after run tsk_x" in caplog.text, "the log")
+    wait_until(lambda: "Cannot record the end of run tsk_x" in caplog.text, "the log")
 
 
 def test_command_that_cannot_be_started() -> None:

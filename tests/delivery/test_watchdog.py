@@ -205,7 +205,7 @@ def test_mark_stalled__only_when_the_host_wants_it(dummy: DummyBackend, settings
         "queued",
     ]
     stalled.refresh_from_db()
-    assert stalled.failure_reason == "No sign of life for 60 seconds."
+    assert stalled.failure_reason == "No heartbeat for 60 seconds."
     assert stalled.finished_at is not None
 
 

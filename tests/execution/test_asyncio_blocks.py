@@ -125,7 +125,7 @@ class TestCallbacks:
 
         run_async(main)
         assert cancelled == [True]
-        assert "did not end well" in caplog.text
+        assert "an on_cancel() function, has failed" in caplog.text
         assert acknowledged(run)
 
     def test_on_a_loop_that_was_busy(self) -> None:

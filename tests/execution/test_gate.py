@@ -136,11 +136,11 @@ class TestStarting:
         executed = execution(run.run_id, requeue_on=OSError)
         with suppress(OSError), executed:
             raise OSError
-        with pytest.raises(RuntimeError, match="entered once"), executed:
+        with pytest.raises(RuntimeError, match="entered only once"), executed:
             pytest.fail("It was entered again.")
         assert fresh(run).status == RunStatus.QUEUED
         with execution(run.run_id) as executed:
-            with pytest.raises(RuntimeError, match="entered once"):
+            with pytest.raises(RuntimeError, match="entered only once"):
                 executed.__enter__()
             assert fresh(run).status == RunStatus.RUNNING
         assert fresh(run).status == RunStatus.COMPLETED

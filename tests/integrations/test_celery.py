@@ -194,7 +194,9 @@ class TestEager:
         assert result.get() == 1
         run = run_of(result.id)
         assert (run.title, run.status) == ("host.task", "completed")
-        assert "RUN_CANCEL_DESCRIBE gives host.task what its run cannot have" in caplog.text
+        assert (
+            "RUN_CANCEL_DESCRIBE returns fields for host.task that a run cannot have" in caplog.text
+        )
 
     def test_described_while_the_database_is_away(
         self, app: Celery, settings: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch

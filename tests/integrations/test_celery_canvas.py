@@ -179,7 +179,7 @@ class TestOfTheHost:
         settings.RUN_CANCEL_DESCRIBE = f"{__name__}.describe"
         chain(app.tasks["a"].si("acme"), app.tasks["b"].si(None)).apply_async()
         assert parents() == {"a for acme": None, "b": "a for acme"}
-        assert "RUN_CANCEL_DESCRIBE gives b what its run cannot have." in caplog.text
+        assert "RUN_CANCEL_DESCRIBE returns fields for b that a run cannot have." in caplog.text
 
     def test_database_that_returns_no_keys(self, app: Celery, monkeypatch: Any) -> None:
         """As MySQL does."""
@@ -413,7 +413,7 @@ class TestPublishedByACancelledRun:
         with connection.execute_wrapper(refuse):
             execute_next(app)
         assert ends() == {"host.task": "cancelled", "a": "queued"}
-        assert "has published was not cancelled" in caplog.text
+        assert "has published were not cancelled" in caplog.text
 
     def test_parent_is_read(self, app: Celery) -> None:
         parent = make_run("running", title="above")

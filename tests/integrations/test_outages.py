@@ -52,7 +52,7 @@ class TestStart:
             with executing(TASK):
                 assert has_status("1", RunStatus.RUNNING)
         assert has_status("1", RunStatus.COMPLETED)
-        (message,) = [each for each in caplog.messages if "database is away" in each]
+        (message,) = [each for each in caplog.messages if "database is unreachable" in each]
         assert message.split(": ")[0].endswith(f"{sum(retry.START_DELAYS):.0f} seconds")
 
     def test_cancelled_before__is_not_executed(self) -> None:

@@ -44,7 +44,7 @@ RUN = get_run_model()
 WORKERS = "the delivery workers (manage.py deliver_cancellations)"
 
 
-RETRY = "When the database refuses them no more: manage.py retry_deliveries --cancellation can_…"
+RETRY = "When the cause is gone, run: manage.py retry_deliveries --cancellation can_…"
 
 
 @pytest.fixture(autouse=True)
@@ -402,7 +402,7 @@ class TestUsage:
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            ([], "Name runs, or say which with --status, --tenant, --type or another filter."),
+            ([], "Give run ids, or select runs with --status, --tenant, --type or another filter."),
             (["tsk_1"], "No terminal to confirm on; add --yes."),
             (["-"], "add --yes"),
             (["--file", "/nowhere/ids", "--yes"], "Cannot read the ids: "),
@@ -492,10 +492,10 @@ class TestRefusedRows:
         with unwritable(children[1]):
             status, out, message = failing(job.run_id, "--yes")
         assert out == (
-            f"1 run is cancelled, and 2 below it.\n1 run below it could not be written.\n{RECORD}"
+            f"1 run is cancelled, and 2 below it.\n1 run below it could not be changed.\n{RECORD}"
         )
         assert status == 1
-        assert message == f"1 run below could not be written. {RETRY}"
+        assert message == f"1 run below could not be changed. {RETRY}"
 
 
 @pytest.mark.django_db(transaction=True)
@@ -518,7 +518,7 @@ class TestDatabaseThatGivesUp:
         with self.dying(100):
             status, out, message = failing(*ids(runs), "--yes")
         assert (status, out) == (1, RECORD)
-        assert message == (f"The database gave up: it is away: can_… is left to {WORKERS}.")
+        assert message == (f"The database failed: it is away: can_… is left to {WORKERS}.")
         assert statuses(*runs).count("cancelled") == 100
         advance_bulk_cancellations(10)
         assert statuses(*runs).count("cancelled") == 250
@@ -541,7 +541,7 @@ class TestDatabaseThatGivesUp:
         with before_each(statement, fail):
             status, out, message = failing("--status", "queued", "--yes")
         assert (status, out) == (1, "")
-        assert message.startswith("The database gave up: it is away")
+        assert message.startswith("The database failed: it is away")
         assert statuses(*runs) == ["queued"] * 3
         assert not Cancellation.objects.exists()
 
@@ -625,7 +625,7 @@ class TestInterrupts:
     @pytest.mark.parametrize(
         ("answer", "message", "state"),
         [
-            ("y\n", "150 of 250 runs were not looked at, and will not be.", "aborted"),
+            ("y\n", "150 of 250 runs stay as they are.", "aborted"),
             ("n\n", f"150 of 250 runs are left to {WORKERS}.", "running"),
             ("", f"150 of 250 runs are left to {WORKERS}.", "running"),
         ],
@@ -639,7 +639,7 @@ class TestInterrupts:
         with self.interrupt(signal.SIGINT):
             status, out, said = failing("--status", "queued", "--yes", "--json", stderr=err)
         assert (status, said) == (130, f"Interrupted: {message}")
-        assert "Abort the rest, 150 runs? Otherwise the delivery workers go on. [y/N] " in (
+        assert "Abort the rest, 150 runs? Otherwise the delivery workers cancel it. [y/N] " in (
             err.getvalue()
         )
         shown = json.loads(out)
@@ -691,7 +691,7 @@ class TestInterrupts:
         with self.interrupt(signal.SIGINT), before_each("", fail):
             status, out, message = failing("--status", "queued", "--yes")
         assert (status, out) == (130, RECORD)
-        assert message == f"The database gave up: it is away: can_… is left to {WORKERS}."
+        assert message == f"The database failed: it is away: can_… is left to {WORKERS}."
         assert Cancellation.objects.get().state == "running"
 
     def test_sigterm__does_not_ask(self, monkeypatch: Any) -> None:
@@ -714,7 +714,7 @@ class TestInterrupts:
         with self.interrupt(signal.SIGINT):
             status, out, message = failing(job.run_id, "--yes")
         assert (status, out) == (130, f"1 run is cancelled.\n{RECORD}")
-        assert message == f"Interrupted: what is below these runs is left to {WORKERS}."
+        assert message == f"Interrupted: the runs below these are left to {WORKERS}."
         assert statuses(child) == ["created"]
 
     @pytest.mark.django_db(transaction=True)
@@ -745,5 +745,5 @@ def test_aborted_by_somebody_else() -> None:
     with before_each(f"UPDATE {table}", abort):
         status, out, message = failing(*ids(runs), "--yes")
     assert (status, out) == (1, f"100 runs are cancelled.\n{RECORD}")
-    assert message == "Aborted: 150 of 250 runs were not looked at, and will not be."
+    assert message == "Aborted: 150 of 250 runs stay as they are."
     assert statuses(*runs).count("cancelled") == 100

@@ -175,7 +175,7 @@ def test_interrupt_on_a_terminal__asks() -> None:
     with on_terminal("--status", "queued", "--yes") as terminal:
         wait_for(count_cancelled)
         terminal.process.send_signal(signal.SIGINT)
-        terminal.read_until("Otherwise the delivery workers go on. [y/N]")
+        terminal.read_until("Otherwise the delivery workers cancel it. [y/N]")
         done = count_cancelled()
         terminal.type(b"y\n")
         assert terminal.end() == 130

@@ -84,7 +84,7 @@ class TestRevokeApiKey:
         row, _ = ApiKey.issue("CI")
         row.revoke()
         for prefix in (row.prefix, "rc_nothing", ""):
-            with pytest.raises(CommandError, match="no key with the prefix"):
+            with pytest.raises(CommandError, match="No working API key has the prefix"):
                 run("revoke_api_key", prefix)
 
     def test_ambiguous(self) -> None:
@@ -129,7 +129,7 @@ class TestListApiKeys:
             ["prefix", "state", "rights", "tenant"],
             [working.prefix, "works", "cancel", "acme"],
             [revoked.prefix, "revoked", "cancel", "-"],
-            [expired.prefix, "expired", "look", "acme"],
+            [expired.prefix, "expired", "read", "acme"],
         ]
         assert lines[-1].endswith("  Billing service")
         column = lines[0].index("tenant")

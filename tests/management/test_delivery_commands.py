@@ -211,10 +211,15 @@ def test_retry_deliveries(dummy: DummyBackend) -> None:
     runs = [cancelled(backend=name) for name in ("dummy", "dummy", "other")]
     CancellationItem.objects.update(delivery="failed")
     record = item_of(runs[0]).cancellation.cancellation_id
-    assert run("retry_deliveries", f"--cancellation={record}") == "1 due again.\n"
-    assert run("retry_deliveries", "--backend=other") == "1 due again.\n"
+    assert (
+        run("retry_deliveries", f"--cancellation={record}")
+        == "The delivery worker will retry 1 delivery.\n"
+    )
+    assert (
+        run("retry_deliveries", "--backend=other") == "The delivery worker will retry 1 delivery.\n"
+    )
     assert [item_of(each).delivery for each in runs] == ["pending", "failed", "pending"]
-    assert run("retry_deliveries") == "1 due again.\n"
+    assert run("retry_deliveries") == "The delivery worker will retry 1 delivery.\n"
     assert run("retry_deliveries") == NOTHING
 
 
@@ -263,9 +268,15 @@ class TestRetryOfBulkCancellations:
         refused = [self.fail(), self.fail()]
         item = cancelled()
         CancellationItem.objects.filter(run_id=item.run_id).update(delivery="failed")
-        assert run("retry_deliveries", "--backend=dummy") == "1 due again.\n"
+        assert (
+            run("retry_deliveries", "--backend=dummy")
+            == "The delivery worker will retry 1 delivery.\n"
+        )
         CancellationItem.objects.filter(run_id=item.run_id).update(delivery="failed")
-        assert run("retry_deliveries") == "1 due again.\n2 runs to cancel again.\n"
+        assert run("retry_deliveries") == (
+            "The delivery worker will retry 1 delivery.\n"
+            "The delivery worker will try to cancel 2 runs.\n"
+        )
         while advance_bulk_cancellations(10):
             pass
         assert statuses(*refused) == ["cancelled"] * 2
@@ -277,7 +288,7 @@ class TestRetryOfBulkCancellations:
         with pytest.raises(CommandError, match=f"Choose from: {record.cancellation_id}, can_"):
             run("retry_deliveries", "--cancellation=can_nope")
         out = run("retry_deliveries", f"--cancellation={record.cancellation_id}")
-        assert out == "1 run to cancel again.\n"
+        assert out == "The delivery worker will try to cancel 1 run.\n"
         while advance_bulk_cancellations(10):
             pass
         assert statuses(first, second) == ["queued", "cancelled"]

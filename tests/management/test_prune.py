@@ -56,10 +56,10 @@ class TestPruneCancellations:
         unhandled.items.update(handling="pending")
         young, _ = self.cancel(89, external_id="")
         assert prune("prune_cancellations", "--older-than", "90d", "--dry-run") == (
-            "Would delete 1 cancellations.\n"
+            "Would delete 1 cancellation.\n"
         )
         assert Cancellation.objects.count() == 6
-        assert prune("prune_cancellations", "--older-than", "90d") == "Deleted 1 cancellations.\n"
+        assert prune("prune_cancellations", "--older-than", "90d") == "Deleted 1 cancellation.\n"
         kept = {undelivered, failed, escalating, unhandled, young}
         assert set(Cancellation.objects.all()) == kept
         assert not CancellationItem.objects.filter(cancellation=old.pk).exists()
@@ -95,7 +95,7 @@ class TestPruneCancellations:
         self.cancel(2, external_id="")
         with refusing(Cancellation, f"OLD.id = {refused.pk}", "DELETE"):
             assert prune("prune_cancellations", "--older-than", "24h") == (
-                "Deleted 1 cancellations.\n"
+                "Deleted 1 cancellation.\n"
             )
         assert list(Cancellation.objects.all()) == [refused]
         assert refused.items.exists()
@@ -151,7 +151,7 @@ class TestPruneRuns:
         get_run_model()._base_manager.update(
             created_at=then, finished_at=then, stop_state="acknowledged"
         )
-        assert prune("prune_runs", "--older-than", "30d") == "Deleted 1 runs.\n"
+        assert prune("prune_runs", "--older-than", "30d") == "Deleted 1 run.\n"
         assert left() == {untold}
         assert result.cancellation.items.count() == 2  # history outlives its subject
 
@@ -184,7 +184,7 @@ class TestPruneRuns:
         for minute in range(1_200):
             values["created_at"] = then + timedelta(minutes=minute)
             above = model._base_manager.create(parent=above, **values)
-        assert prune("prune_runs", "--older-than", "30d") == "Deleted 2401 runs.\n"
+        assert prune("prune_runs", "--older-than", "30d") == "Deleted 2,401 runs.\n"
 
     @pytest.mark.django_db(transaction=True)
     def test_a_run_that_a_trigger_refuses_to_delete_keeps_no_other(self) -> None:
@@ -192,7 +192,7 @@ class TestPruneRuns:
         refused = self.finished(39, parent=parent)
         self.finished(31)
         with refusing(type(refused), f"OLD.run_id = '{refused.run_id}'", "DELETE"):
-            assert prune("prune_runs", "--older-than", "30d") == "Deleted 1 runs.\n"
+            assert prune("prune_runs", "--older-than", "30d") == "Deleted 1 run.\n"
         assert left() == {parent, refused}
 
 

@@ -61,7 +61,7 @@ def test_base__does_nothing_by_itself() -> None:
 def test_backend_without_a_choice_of_tasks() -> None:
     backend = BaseBackend("mine", {})
     backend.check_call(TaskCall())
-    with pytest.raises(TypeError, match="no task to choose"):
+    with pytest.raises(TypeError, match="takes no task"):
         backend.check_call(TaskCall("crawl"))
     with pytest.raises(TypeError, match="takes no countdown"):
         backend.check_call(TaskCall(options={"countdown": 1}))

@@ -64,26 +64,26 @@ class Command(BaseCommand):
     """Cancel any number of runs by one bulk cancellation, and advance it until it has ended."""
 
     help = (
-        "Cancel runs and everything below them: those with the ids given or, without ids, all "
-        "active runs matching the filters. Any number of them, as one record that the delivery "
-        "workers go on with if this command ends early. Exit status: 0 all are cancelled, 1 some "
-        "are not, 2 wrong usage, 130 interrupted."
+        "Cancel any number of runs, and everything active below them: the runs with these ids or, "
+        "without ids, all active runs matching the filters. If this command ends early, the "
+        "delivery workers continue. Exit status: 0 if all runs are cancelled, 1 if some are not, "
+        "2 for wrong arguments, 130 if interrupted."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the arguments."""
         add_selection(parser)
-        parser.add_argument("--reason", default="", help="Why, for the record.")
+        parser.add_argument("--reason", default="", help="Why you cancel, for the record.")
         parser.add_argument(
             "--force",
             action="store_true",
-            help="Let executors kill at once what has started; with ids, also runs that were "
-            "cancelled before and are still stopping.",
+            help="Let executors kill running code at once, if they can; with ids, also runs that "
+            "were cancelled before and are still stopping.",
         )
         parser.add_argument(
             "--requested-by",
             metavar="WHO",
-            help="Who asks, for the record; user and host by default.",
+            help="Who cancels, for the record; by default user and host.",
         )
         parser.add_argument(
             "--dry-run", action="store_true", help="Say what would happen, and change nothing."
@@ -91,10 +91,10 @@ class Command(BaseCommand):
         parser.add_argument(
             "--no-wait",
             action="store_true",
-            help="Record what is to be cancelled, and leave the work to the delivery workers.",
+            help="Record which runs to cancel, and let the delivery workers cancel them.",
         )
-        parser.add_argument("--json", action="store_true", help="Print an object.")
-        parser.add_argument("--yes", action="store_true", help="Do not ask.")
+        parser.add_argument("--json", action="store_true", help="Print a JSON object.")
+        parser.add_argument("--yes", action="store_true", help="Do not ask before cancelling.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Cancel the runs.
@@ -116,7 +116,7 @@ class Command(BaseCommand):
             else:
                 report = report_of_nothing(selection.run_ids)
         except Error as error:
-            raise CommandError(f"The database gave up: {error}") from None
+            raise CommandError(f"The database failed: {error}") from None
         except KeyboardInterrupt:
             status = 128 + signal.SIGINT
             raise CommandError("Nothing has been cancelled.", returncode=status) from None
@@ -150,7 +150,7 @@ class Command(BaseCommand):
             try:
                 self._offer_to_abort(record)
             except Error as error:
-                ending = Ending(f"The database gave up: {error}", ending.status)
+                ending = Ending(f"The database failed: {error}", ending.status)
         report = _report(record, selection)
         is_left_to_workers = options["no_wait"] and not ending.problem
         self._finish(report, options, ending, is_left_to_workers=is_left_to_workers)
@@ -168,7 +168,7 @@ class Command(BaseCommand):
                         for more in advance(record, signals):
                             add(more)
             except Error as error:
-                return record, Ending(f"The database gave up: {error}", SOME_FAILED)
+                return record, Ending(f"The database failed: {error}", SOME_FAILED)
             except KeyboardInterrupt:  # the second one
                 return record, Ending("Interrupted", 128 + (signals or [signal.SIGINT])[0])
         if signals and record.state in UNSETTLED:
@@ -177,13 +177,14 @@ class Command(BaseCommand):
         return record, Ending()
 
     def _say_stopping(self) -> None:
-        self.stderr.write("Stopping after this transaction; once more to stop at once.")
+        self.stderr.write("Stopping after this transaction. Interrupt again to stop at once.")
 
     def _offer_to_abort(self, record: Cancellation) -> None:
         left = record.total_count - progress_of([record])[record.pk].processed_count
         if not left:
             return  # only what is below the runs
-        question = f"Abort the rest, {runs_in_words(left)}? Otherwise the delivery workers go on."
+        rest = runs_in_words(left)
+        question = f"Abort the rest, {rest}? Otherwise the delivery workers cancel it."
         with suppress(KeyboardInterrupt):
             if self._ask(question):
                 abort_bulk_cancellation(record)

@@ -24,17 +24,21 @@ class Command(BaseCommand):
         """Declare the arguments."""
         parser.add_argument("name", help="What people know the key by.")
         parser.add_argument(
-            "--tenant", default="", help="Whose runs it may touch; runs without one by default."
+            "--tenant",
+            default="",
+            help="Tenant whose runs the key reaches; by default, runs without a tenant.",
         )
-        parser.add_argument("--read-only", action="store_true", help="It may only look.")
+        parser.add_argument(
+            "--read-only", action="store_true", help="The key may read, and not cancel."
+        )
         parser.add_argument(
             "--expires-in",
             type=duration,
             metavar="DURATION",
-            help="How long it works, such as 90d or 12h; for ever by default.",
+            help="How long the key works, such as 90d or 12h. By default it never expires.",
         )
         parser.add_argument(
-            "--json", action="store_true", help="Print an object, which holds the key as key."
+            "--json", action="store_true", help="Print a JSON object, with the key as key."
         )
 
     def handle(self, *args: Any, **options: Any) -> None:

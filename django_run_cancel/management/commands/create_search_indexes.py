@@ -27,7 +27,7 @@ class Command(BaseCommand):
         run = get_run_model()
         using = router.db_for_write(run)
         if connections[using].vendor != "postgresql":
-            raise CommandError("Only PostgreSQL has these indexes.")
+            raise CommandError("These indexes need PostgreSQL.")
         indexes = (
             SearchIndex.of(run, "title", "words"),
             SearchIndex.of(run, "external_id", "prefix"),
@@ -36,7 +36,7 @@ class Command(BaseCommand):
         )
         missing = [index for index in indexes if not index.exists(using)]
         if not missing:
-            self.stdout.write("All of them exist.")
+            self.stdout.write("All search indexes exist.")
             return
         statements = [f"CREATE EXTENSION IF NOT EXISTS {EXTENSION}"]
         statements += [sql for index in missing for sql in index.statements(using)]

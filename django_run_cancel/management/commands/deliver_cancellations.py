@@ -22,18 +22,19 @@ class Command(BaseCommand):
     """Run the delivery worker until SIGTERM or SIGINT."""
 
     help = (
-        "The delivery worker: tells executors to stop cancelled runs, by force after the grace, "
-        "calls handlers, and dispatches runs again whose dispatch has failed. SIGTERM ends it "
-        "after the step it is at, a second one at once."
+        "Run the delivery worker. It tells executors to stop cancelled runs, and to kill those "
+        "that have not stopped after RUN_CANCEL_GRACE_SECONDS. It also calls handlers and "
+        "dispatches runs again whose dispatch has failed. After SIGTERM it finishes its step and "
+        "ends; after a second one it ends at once."
     )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
         mode = parser.add_mutually_exclusive_group()
-        mode.add_argument("--once", action="store_true", help="Do one step.")
+        mode.add_argument("--once", action="store_true", help="Do one step, and end.")
         mode.add_argument("--burst", action="store_true", help="End when nothing is due.")
         mode.add_argument(
-            "--queue-size", action="store_true", help="Print figures for monitoring and end."
+            "--queue-size", action="store_true", help="Print figures for monitoring, and end."
         )
         parser.add_argument(
             "--interval",
@@ -76,7 +77,7 @@ class Command(BaseCommand):
                     raise
                 if not is_away:
                     logger.exception(
-                        "The database is away, or fails. The delivery worker tries again."
+                        "The database is unreachable or fails. The delivery worker tries again."
                     )
                 is_away = True
                 # Not at each step: it would connect anew each time where CONN_MAX_AGE is 0.

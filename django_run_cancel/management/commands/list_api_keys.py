@@ -21,7 +21,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the arguments."""
         parser.add_argument("--tenant", help="Only the keys of this tenant.")
-        parser.add_argument("--json", action="store_true", help="Print a list of objects.")
+        parser.add_argument("--json", action="store_true", help="Print a list of JSON objects.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Print the keys."""
@@ -39,7 +39,7 @@ class Command(BaseCommand):
             self.stdout.write("  ".join([*padded, row[-1]]))
 
     def _cells(self, key: dict[str, Any]) -> tuple[str, ...]:
-        shown = {**key, "rights": "look" if key["read_only"] else "cancel"}
+        shown = {**key, "rights": "read" if key["read_only"] else "cancel"}
         cells = (printable(str(shown[name] or "-")) for name in COLUMNS)
         # Times to the minute: a table is for people.
         return tuple(

@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from django_run_cancel.management.arguments import add_age
 from django_run_cancel.management.interrupts import deferred_interrupts
-from django_run_cancel.management.progress import progress
+from django_run_cancel.management.progress import in_words, progress
 from django_run_cancel.management.pruning import delete_runs, old_runs
 
 
@@ -16,9 +16,9 @@ class Command(BaseCommand):
     """Delete runs that ended long ago."""
 
     help = (
-        "Delete runs that ended longer ago than this, in batches, children first. A run stays "
-        "while it is stopping, while its executor has yet to be told or a handler to be called, "
-        "and while a run below it stays. Records of cancellations stay."
+        "Delete runs that ended longer ago than --older-than, in batches, children first. A run is "
+        "kept while it is stopping, while its executor must still be told or a handler must still "
+        "be called, and while a run below it is kept. Records of cancellations are kept."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -30,7 +30,8 @@ class Command(BaseCommand):
         old = old_runs(options["older_than"])
         if options["dry_run"]:
             self.stdout.write(
-                f"Would delete up to {old.count()} runs: those above a run that stays, stay too."
+                f"Would delete up to {in_words(old.count(), 'run', 'runs')}. "
+                "A run above one that is kept is kept, too."
             )
             return
         count = 0
@@ -40,4 +41,4 @@ class Command(BaseCommand):
                 advance(deleted)
                 if signals:
                     break
-        self.stdout.write(f"Deleted {count} runs.")
+        self.stdout.write(f"Deleted {in_words(count, 'run', 'runs')}.")

@@ -12,7 +12,7 @@ from django_run_cancel.cancellation.bulk import retry_bulk_cancellation
 from django_run_cancel.conf import settings
 from django_run_cancel.delivery.outbox import retry_deliveries
 from django_run_cancel.management.arguments import USAGE
-from django_run_cancel.management.reports import runs_in_words
+from django_run_cancel.management.progress import in_words
 from django_run_cancel.models import Cancellation, CancellationChunk, CancellationItem
 from django_run_cancel.models.ids import is_storable
 from django_run_cancel.states import CancellationState, ChunkState, Delivery
@@ -22,17 +22,20 @@ MAX_CHOICES = 10
 
 
 class Command(BaseCommand):
-    """Make due again what has failed: deliveries, handlings, and runs that were not written."""
+    """Retry failed deliveries to executors and handlers, and runs that could not be written."""
 
     help = (
-        "Makes failed deliveries, and handlers that failed, due again; without --backend also "
-        "runs of bulk cancellations that could not be written."
+        "Let the delivery worker try again to tell executors, and to call handlers, where all "
+        "attempts have failed; without --backend also to cancel runs of bulk cancellations that "
+        "the database refused to change."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the arguments."""
-        parser.add_argument("--backend", metavar="ALIAS", help="Only of this backend.")
-        parser.add_argument("--cancellation", metavar="ID", help="Only of this cancellation.")
+        parser.add_argument(
+            "--backend", metavar="ALIAS", help="Retry only deliveries to this backend."
+        )
+        parser.add_argument("--cancellation", metavar="ID", help="Retry only this cancellation.")
 
     def handle(self, **options: Any) -> None:
         """Do it, and say how many there were.
@@ -54,10 +57,16 @@ class Command(BaseCommand):
         count = retry_deliveries(items)
         # A failed chunk is one run.
         runs = sum(retry_bulk_cancellation(record) for record in bulk)
-        if count or not runs:
-            self.stdout.write(f"{count} due again." if count else "No failed deliveries to retry.")
+        if count:
+            self.stdout.write(
+                f"The delivery worker will retry {in_words(count, 'delivery', 'deliveries')}."
+            )
+        elif not runs:
+            self.stdout.write("No failed deliveries to retry.")
         if runs:
-            self.stdout.write(f"{runs_in_words(runs)} to cancel again.")
+            self.stdout.write(
+                f"The delivery worker will try to cancel {in_words(runs, 'run', 'runs')}."
+            )
 
 
 def _check_choice(kind: str, value: str, choices: list[str]) -> None:

@@ -28,8 +28,10 @@ class Command(BaseCommand):
         prefix: str = options["prefix"][:PREFIX_LENGTH]
         keys = list(ApiKey.objects.filter(prefix=prefix, revoked_at=None)[:2])
         if not keys:
-            raise CommandError(f"There is no key with the prefix {prefix!r} that still works.")
+            raise CommandError(f"No working API key has the prefix {prefix!r}.")
         if len(keys) > 1:
-            raise CommandError(f"Several keys have the prefix {prefix!r}; revoke them in a shell.")
+            raise CommandError(
+                f"Several keys have the prefix {prefix!r}. Revoke them in the admin."
+            )
         keys[0].revoke()
         self.stdout.write(printable(f"Revoked {keys[0].label}."))
