@@ -46,6 +46,7 @@ from django_run_cancel.models.runs import STATE_FIELDS
 from django_run_cancel.states import ACTIVE, SOURCES, RunStatus, StopState
 from tests.execution.helpers import cancel, elsewhere
 from tests.helpers import ApiClient, make_run
+from tools import diagrams
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -612,6 +613,19 @@ def test_the_example_describes_tasks(settings: Any, monkeypatch: pytest.MonkeyPa
         ("globex", "Crawl for globex", {"pages": 10}),
         ("", "crawls.tasks.other", {}),
     ]
+
+
+def test_diagrams_are_those_of_their_program() -> None:
+    for parts in diagrams.DRAWINGS:
+        stored = (diagrams.IMAGES / f"{parts.__name__}.svg").read_text("utf-8")
+        assert stored == diagrams.drawn(parts), "run: make diagrams"
+
+
+def test_executors_are_compared_without_empty_cells() -> None:
+    table = rows(TEXT["howto/executors.md"])
+    assert all(len(row) == len(table[0]) and all(row) for row in table)
+    pages = {page.split("/")[-1] for page in TEXT if page.startswith("howto/backends/")}
+    assert pages == set(re.findall(r"\(backends/([\w-]+\.md)\)", TEXT["howto/executors.md"]))
 
 
 def test_changelog_is_included() -> None:

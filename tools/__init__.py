@@ -1,1 +1,1 @@
-"""Tools for maintainers: translations and screenshots."""
+"""Tools for maintainers: translations, screenshots and diagrams."""
