@@ -29,7 +29,7 @@ PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadscope
 
 .PHONY: help
 help:
-	@echo 'make demo      cancel 100 runs over HTTP, then real work; show and check what came of it'
+	@echo 'make demo      cancel 100 runs over HTTP, then running code; check and show the results'
 	@echo 'make demo-celery  the same with Celery (CELERY_BROKER_URL=redis://127.0.0.1:6379/0)'
 	@echo 'make serve     serve the example: admin, Swagger UI, seeded runs (PORT=8000)'
 	@echo 'make test      run the tests that need no broker and no browser'
@@ -37,7 +37,7 @@ help:
 	@echo 'make install   create .venv with all that developers need (PYTHON=python3)'
 	@echo 'make lint      check style, types and the order of imports'
 	@echo 'make bench     measure cancelling, checkpoints, delivery and tracking'
-	@echo 'make messages  bring the translations up to date with the sources'
+	@echo 'make messages  update the translations from the sources'
 	@echo 'make screenshots  take the pictures in the documentation (needs Chromium)'
 	@echo 'make diagrams  draw the diagrams of the documentation'
 	@echo 'make docs      build the documentation in docs/_build/html'

@@ -95,7 +95,7 @@ def seed(tenant: str) -> list[Group]:
 def show_table(groups: list[Group], before: Runs, after: Runs) -> None:
     """Print what became of each group."""
     row = "{:>5}  {:<18} {:<12} {:<12} {}".format
-    print(row("runs", "which", "before", "after", "work"))
+    print(row("runs", "which", "before", "after", "code"))
 
     def values(runs: Runs, run_ids: list[str], name: str) -> str:
         found: Counter[str] = Counter(
@@ -108,8 +108,10 @@ def show_table(groups: list[Group], before: Runs, after: Runs) -> None:
     for label, run_ids, _, _ in groups:
         statuses = [values(runs, run_ids, "status") for runs in (before, after)]
         print(row(len(run_ids), label, *statuses, values(after, run_ids, "stop_state")).rstrip())
-    print("\nThe request did not name the pages: they went with their workflow. Work that is")
-    print("stopping had begun, and whatever does it has yet to be told or to answer.")
+    print(
+        "\nThe request did not name the pages: they were cancelled with their workflow. Runs that"
+    )
+    print("are stopping had started, and nobody has reported yet that their code has ended.")
 
 
 def check_first(
