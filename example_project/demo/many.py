@@ -111,7 +111,7 @@ def show_table(groups: list[Group], before: Runs, after: Runs) -> None:
     print(
         "\nThe request did not name the pages: they were cancelled with their workflow. Runs that"
     )
-    print("are stopping had started, and nobody has reported yet that their code has ended.")
+    print("that are stopping had started, and nobody has reported yet that their code has ended.")
 
 
 def check_first(
