@@ -51,7 +51,7 @@ def stop_waiting_children(execution: Execution) -> None:
             _cancel_below(record, children)
     except Exception:
         logger.exception(
-            "The tasks that run %s has published were not cancelled.", execution.run_id
+            "The tasks that run %s has published were not cancelled.", printable(execution.run_id)
         )
 
 
