@@ -126,7 +126,7 @@ class ItemColumns(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[m
         """Return the outcome, and why the run is part of the cancellation."""
         return f"{item.get_outcome_display()} ({item.get_via_display()})"
 
-    @admin.display(description=gettext_lazy("the work"))
+    @admin.display(description=gettext_lazy("state now"))
     def work(self, item: Any) -> Any:
         """Return how the work of the run has ended, in words."""
         return words_of_stop(item.stop_state) or "-"

@@ -50,7 +50,7 @@ class StatusFilter(SimpleListFilter):
 class StopStateFilter(SimpleListFilter):
     """By how the work of a cancelled run ended, or has yet to."""
 
-    title = _("how the work ended")
+    title = _("how its code ended")
     parameter_name = "stop_state"
 
     def lookups(self, request: HttpRequest, model_admin: ModelAdmin[Any]) -> list[tuple[str, Any]]:

@@ -61,7 +61,7 @@ def table_of(request: HttpRequest, site: AdminSite, record: Cancellation) -> dic
         "rows": _rows(request, site, rows),
         "filters": [
             _filter(_("Outcome"), "outcome", Outcome.choices, chosen),
-            _filter(_("The work"), "stop_state", STATE_WORDS.items(), chosen),
+            _filter(_("State now"), "stop_state", STATE_WORDS.items(), chosen),
         ],
         "searched": end and shown(SEARCHED_ITEMS),
         "first_url": after and _query(chosen, after=None),

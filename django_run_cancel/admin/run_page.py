@@ -187,7 +187,7 @@ def _deadlines(run: Any, item: CancellationItem | None) -> Iterator[Any]:
     presumed_at = run.finished_at + timedelta(seconds=settings.PRESUME_SECONDS)
     yield _due(
         presumed_at,
-        _("Presumed stopped at {time}, in {span}, unless it is heard of before."),
+        _("Will be presumed stopped at {time}, in {span}, unless its end is reported before."),
         _("The delivery worker should have presumed it stopped at {time}, {span} ago."),
     )
 

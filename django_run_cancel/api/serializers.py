@@ -147,7 +147,7 @@ class CancellableRunSerializer(serializers.Serializer[Any]):
         help_text="The request that cancelled it.",
     )
     stop_state = serializers.CharField(
-        help_text="How the work of a cancelled run ended: never_started, acknowledged, killed or "
+        help_text="How the code of a cancelled run ended: never_started, acknowledged, killed or "
         "presumed; stopping until then. Blank while the run is not cancelled."
     )
     stopped_at = UtcDateTimeField(allow_null=True)

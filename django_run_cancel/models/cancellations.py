@@ -146,15 +146,15 @@ class CancellationItem(models.Model):
     )
     # The same fields for calling the functions in RUN_CANCEL_HANDLERS.
     handling = ExactCharField(
-        _("handling"), max_length=16, choices=Delivery, default=Delivery.NOT_NEEDED
+        _("handlers called"), max_length=16, choices=Delivery, default=Delivery.NOT_NEEDED
     )
-    handling_attempts = models.PositiveSmallIntegerField(_("handling attempts"), default=0)
-    next_handling_at = models.DateTimeField(_("next handling at"), null=True, blank=True)
-    handling_claimed_by = models.UUIDField(_("handling claimed by"), null=True, blank=True)
+    handling_attempts = models.PositiveSmallIntegerField(_("attempts to call handlers"), default=0)
+    next_handling_at = models.DateTimeField(_("next call of handlers at"), null=True, blank=True)
+    handling_claimed_by = models.UUIDField(_("handlers claimed by"), null=True, blank=True)
     handling_claimed_until = models.DateTimeField(
-        _("handling claimed until"), null=True, blank=True
+        _("handlers claimed until"), null=True, blank=True
     )
-    handling_error = UnicodeTextField(_("handling error"), blank=True, default="")
+    handling_error = UnicodeTextField(_("error of a handler"), blank=True, default="")
 
     class Meta:
         verbose_name = _("cancellation item")

@@ -77,7 +77,7 @@ class TestState:
         shown = summary(operator, run)
         assert re.search(r"cancelled, stopping for 4\d s, since \d\d:\d\d:\d\d", shown)
         assert re.search(r"Will be killed at [\d:]{8}, in 1\d s\.", shown)
-        assert re.search(r"Presumed stopped at [\d:]{8}, in 4 min, unless it is heard of", shown)
+        assert re.search(r"Will be presumed stopped at [\d:]{8}, in 4 min, unless its", shown)
         assert "Cancelled by night watch: Disk full See the cancellation" in shown
         assert is_live(operator, run)
 
