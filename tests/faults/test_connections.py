@@ -5,21 +5,19 @@ The client gets JSON: 503, or the true answer. Never 500, and never an answer th
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
-from django.db import Error, connection, connections
+from django.db import Error, connection
 
+from django_run_cancel.models import Cancellation
 from django_run_cancel.testing import DummyBackend
-from django_run_cancel.testing.conformance.proxy import Proxy
+from tests.faults.disturbances import end_session, every_step, needs_server, through_proxy
 from tests.faults.helpers import empty_tables, finish_everything
 from tests.faults.invariants import assert_rows_sound
 from tests.helpers import (
-    IS_MYSQL,
-    IS_POSTGRESQL,
     IS_SQLITE,
     ApiClient,
     ids,
@@ -33,90 +31,11 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 AWAY = (503, {"detail": "The database is busy or away; please ask again"})
 
-needs_server = pytest.mark.skipif(IS_SQLITE, reason="SQLite has no sessions that could end.")
-
-
-class ForgetfulProxy(Proxy):
-    """Lets a statement reach the server, and the answer reach nobody.
-
-    Attributes:
-        loses_answer: Whether the next answer ends the connection instead of arriving.
-    """
-
-    loses_answer = False
-
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                if self.loses_answer and source.getpeername() == self._target:
-                    self.loses_answer = False
-                    break
-                target.sendall(data)
-        for end in (source, target):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-
-@contextmanager
-def through_proxy() -> Iterator[ForgetfulProxy]:
-    """Let Django reach the database through a proxy."""
-    settings = connection.settings_dict
-    connections.close_all()
-    proxy = ForgetfulProxy(f"tcp://{settings['HOST']}:{settings['PORT']}")
-    with proxy, pytest.MonkeyPatch.context() as patch:
-        patch.setitem(settings, "PORT", proxy.url.rpartition(":")[2])
-        patch.setitem(settings, "HOST", "127.0.0.1")
-        if IS_MYSQL:
-            patch.setitem(settings["OPTIONS"], "connect_timeout", 20)
-        try:
-            yield proxy
-        finally:
-            connections.close_all()
-
-
-@contextmanager
-def disturbed_at(number: int, disturb: Callable[[], object]) -> Iterator[list[int]]:
-    """Do something before a step; yield the number of steps. Statements and commits are steps."""
-    steps = [0]
-
-    def step() -> None:
-        steps[0] += 1
-        if steps[0] == number + 1:
-            disturb()
-
-    def wrapper(execute: Callable[..., Any], *args: Any) -> Any:
-        step()
-        return execute(*args)
-
-    commit = connection._commit
-
-    def watched_commit() -> None:
-        step()
-        commit()
-
-    with pytest.MonkeyPatch.context() as patch, connection.execute_wrapper(wrapper):
-        patch.setattr(connection, "_commit", watched_commit)
-        yield steps
-
-
-def end_session() -> None:
-    """Let the server end the session of this thread."""
-    number = connection.connection.info.backend_pid if IS_POSTGRESQL else None
-    if number is None:
-        number = connection.connection.thread_id()
-    statement = (
-        f"SELECT pg_terminate_backend({number}, 60000)" if IS_POSTGRESQL else f"KILL {number}"
-    )
-    other = connection.copy()
-    with other.cursor() as cursor:
-        cursor.execute(statement)
-    other.close()
-
 
 class Family:
     """Runs that are made anew for every request: one with a child, one alone, one finished."""
 
-    def __init__(self) -> None:
+    def prepare(self) -> None:
         empty_tables()
         parent = make_run("running")
         self.active = [parent, parent.create_child(status="queued"), make_run()]
@@ -126,7 +45,7 @@ class Family:
         self.failed = ids([finished])
 
     def ask(self, client: ApiClient) -> tuple[int, Any]:
-        response = client.cancel([*self.cancelled, *self.failed])
+        response = client.cancel([*self.cancelled, *self.failed], Idempotency_Key="a")
         assert response["Content-Type"] == "application/json"
         return response.status_code, response.json()
 
@@ -141,50 +60,38 @@ class Family:
 
 
 def check_every_step(client: ApiClient, disturb: Callable[[], object]) -> set[tuple[int, bool]]:
-    """Disturb a request before each of its steps in turn.
+    """Disturb a request before each of its steps in turn, and then ask again.
 
     Returns:
         The statuses of the answers, each with whether the runs were cancelled.
     """
     seen = set()
-    number = 0
-    while True:
-        family = Family()
-        with disturbed_at(number, disturb) as steps:
-            answer = family.ask(client)
-        connection.close()
+    family = Family()
+    for answer in every_step(family.prepare, lambda: family.ask(client), disturb):
         done = family.are_cancelled()
         assert answer in (AWAY, family.true_answer)
         assert done or answer == AWAY
         assert_rows_sound()
         seen.add((answer[0], done))
+        # With the same idempotency key: whether or not there is a record, now there is one.
         assert family.ask(client) == family.true_answer
+        assert Cancellation.objects.count() == 1
         assert_rows_sound()
-        if steps[0] <= number:
-            assert number > 5
-            return seen
-        number += 1
+    finish_everything()
+    assert_rows_sound(everything_done=True)
+    return seen
 
 
 @needs_server
 def test_session_ended_before_each_statement(api: ApiClient, dummy: DummyBackend) -> None:
     assert check_every_step(api, end_session) == {(503, False), (200, True)}
-    finish_everything()
-    assert_rows_sound(everything_done=True)
 
 
 @needs_server
 def test_answer_of_each_statement_lost(api: ApiClient, dummy: DummyBackend) -> None:
-    with through_proxy() as proxy:
-
-        def lose_answer() -> None:
-            proxy.loses_answer = True
-
+    with through_proxy() as lose_answer:
         # The last one is that of a COMMIT: nobody can know, and the client has to ask again.
-        seen = check_every_step(api, lose_answer)
-    assert seen == {(503, False), (503, True), (200, True)}
-    finish_everything()
-    assert_rows_sound(everything_done=True)
+        assert check_every_step(api, lose_answer) == {(503, False), (503, True), (200, True)}
 
 
 @contextmanager
@@ -234,6 +141,7 @@ def test_read_only(api: ApiClient, path: str) -> None:
 @needs_server
 def test_statement_timeout(api: ApiClient) -> None:
     family = Family()
+    family.prepare()
     api.get("/v1/runs")  # the use of the key is noted
     with told_to_server(HURRIED), locked_elsewhere(family.active[1]):
         assert family.ask(api) == AWAY
