@@ -40,6 +40,14 @@ def cancel(luck: random.Random) -> Journal:
     return [*words("cancelled", result.cancelled), *words("failed", result.failed)]
 
 
+def cancel_slowly(luck: random.Random) -> Journal:
+    """Join a transaction that goes on for a while, in which others meet the locks."""
+    with transaction.atomic():
+        journal = cancel(luck)
+        time.sleep(0.02)
+    return journal
+
+
 def cancel_and_roll_back(luck: random.Random) -> Journal:
     """Join a transaction that comes to nothing: the answer is not valid, and is not noted."""
     with transaction.atomic():
@@ -100,7 +108,7 @@ def deliver(luck: random.Random) -> Journal:
 
 
 ROLES: list[list[Callable[[random.Random], Journal]]] = [
-    [cancel],
+    [cancel, cancel_slowly],
     [cancel, cancel_and_roll_back, start_bulk, deliver],
     [work],
     [spawn, work],

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
+    initialize,
     invariant,
     multiple,
     precondition,
@@ -60,8 +62,10 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("
 MAX_TREE = 3
 UNKNOWN = "tsk_" + "0" * 32
 
-crashes = st.none() | st.integers(3, 6) | st.integers(0, 15)
-"""Before which statement the process dies, often amid a cancellation; None for not at all."""
+crashes = st.integers(4, 7) | st.integers(0, 20)
+"""Before which statement the process dies, often amid a cancellation."""
+
+NEVER = 10_000
 
 outcomes = st.sampled_from([*StopOutcome, RuntimeError("the executor is away")])
 
@@ -77,6 +81,7 @@ class RunsAndCrashes(RuleBasedStateMachine):
     dummy: ClassVar[DummyBackend]
 
     runs = Bundle("runs")
+    some_runs = st.lists(runs, min_size=1, max_size=3, unique=True)
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,6 +99,14 @@ class RunsAndCrashes(RuleBasedStateMachine):
         self.model.runs[run.run_id] = Expected(run.status, parent, has_executor=has_executor)
         self.stale[run.run_id] = self.run(run.run_id)
         return str(run.run_id)
+
+    @initialize(target=runs)
+    def begin(self) -> Any:
+        parent = self.create("queued", has_executor=True)
+        self.run(parent).mark_running()
+        self.model.move(parent, "mark_running")
+        child = self.create_child(parent, is_stale=False)
+        return multiple(parent, child, self.create("created", has_executor=False))
 
     @rule(target=runs, status=st.sampled_from(["created", "queued"]), has_executor=st.booleans())
     def create(self, status: str, has_executor: bool) -> str:
@@ -171,32 +184,35 @@ class RunsAndCrashes(RuleBasedStateMachine):
             assert before not in {*ACTIVE, "cancelled"}
 
     @rule(
-        run_ids=st.lists(runs, min_size=1, max_size=3, unique=True),
+        run_ids=some_runs,
         way=st.sampled_from(WAYS),
         force=st.booleans(),
         has_unknown=st.booleans(),
-        crash=crashes,
     )
-    def cancel(
-        self, run_ids: list[str], way: Any, force: bool, has_unknown: bool, crash: int | None
-    ) -> None:
+    def cancel(self, run_ids: list[str], way: Any, force: bool, has_unknown: bool) -> None:
         if has_unknown and way not in FOR_KNOWN:
             run_ids = [*run_ids, UNKNOWN]
         if way in FOR_ONE:
             run_ids = run_ids[:1]
-        try:
-            with crash_before(10_000 if crash is None else crash):
-                answer = way(self.clients, run_ids, force)
-        except Crash:
-            if way is by_command:  # which records what it is to do, and does it afterwards
-                self.find_what_was_begun(run_ids)
-            return
+        answer = way(self.clients, run_ids, force)
         postponed = set(self.model.postponed)
         assert answer == self.model.cancel(run_ids, force=force)
         if way is by_command:  # it goes on until the descendants are cancelled too
             for run_id in self.model.below(self.model.postponed - postponed):
                 self.model.end(run_id, force=force)
             self.model.postponed = postponed
+
+    @rule(run_ids=some_runs, way=st.sampled_from(WAYS), crash=crashes)
+    def die_while_cancelling(self, run_ids: list[str], way: Any, crash: int) -> None:
+        if way in FOR_ONE:
+            run_ids = run_ids[:1]
+        before = Cancellation.objects.count()
+        with suppress(Crash), crash_before(crash):
+            way(self.clients, run_ids, False)
+        if way is by_command:  # which records what it is to do, and does it afterwards
+            self.find_what_was_begun(run_ids)
+        elif Cancellation.objects.count() > before:  # the record commits all of it
+            self.model.cancel(run_ids)
 
     @rule(run_ids=st.lists(runs, min_size=1, max_size=2, unique=True), key=st.integers(1, 3))
     def cancel_with_a_key(self, run_ids: list[str], key: int) -> None:
@@ -226,16 +242,6 @@ class RunsAndCrashes(RuleBasedStateMachine):
         assert record.total_count == len(run_ids)
         self.model.bulks[record.pk] = run_ids
 
-    @rule(crash=crashes)
-    def advance(self, crash: int | None) -> None:
-        try:
-            with crash_before(10_000 if crash is None else crash):
-                advance_bulk_cancellations(60)
-        except Crash:
-            self.find_what_was_begun([])
-        else:
-            self.model.advance()
-
     @precondition(lambda self: self.model.bulks)
     @rule()
     def abort_bulk(self) -> None:
@@ -243,24 +249,25 @@ class RunsAndCrashes(RuleBasedStateMachine):
         aborted = abort_bulk_cancellation(Cancellation.objects.get(pk=pk))
         assert aborted or not [each for each in run_ids if self.model.runs[each].status in ACTIVE]
 
-    @rule(outcome=outcomes, crash=crashes)
-    def deliver(self, outcome: Any, crash: int | None) -> None:
+    @rule(outcome=outcomes, crash=st.just(NEVER) | crashes, seconds=st.sampled_from([0, 31, 301]))
+    def let_worker_deliver(self, outcome: Any, crash: int, seconds: int) -> None:
+        pass_time(seconds)
         self.dummy.outcome = outcome
+        self.work_off(deliver_due, crash)
+
+    @rule(crash=st.just(NEVER) | crashes)
+    def let_worker_advance(self, crash: int) -> None:
+        self.work_off(lambda: advance_bulk_cancellations(60), crash)
+
+    def work_off(self, action: Any, crash: int) -> None:
+        retry_deliveries()
         try:
-            with crash_before(10_000 if crash is None else crash):
-                deliver_due()
+            with crash_before(crash):
+                action()
         except Crash:
             self.find_what_was_begun([])
         else:
             self.model.advance()
-
-    @rule(seconds=st.sampled_from([31, 61, 301]))
-    def let_time_pass(self, seconds: int) -> None:
-        pass_time(seconds)
-
-    @rule()
-    def retry(self) -> None:
-        retry_deliveries()
 
     def find_what_was_begun(self, asked: list[str]) -> None:
         """Adopt what a process has committed before it died: only what it was to do."""
