@@ -10,6 +10,7 @@ from django.db import transaction
 
 from django_run_cancel.db import locks
 from django_run_cancel.db.clock import DatabaseNow
+from django_run_cancel.db.conditions import is_one_of
 from django_run_cancel.models import CancellationItem, get_run_model, run_rows
 from django_run_cancel.signals import run_stopped
 from django_run_cancel.states import StopState
@@ -47,7 +48,7 @@ def record_stopped(run_ids: Iterable[str], stop_state: str, *, wait: bool = True
         rows_to_update.values_list("pk", "run_id", "cancellation__cancellation_id")
     ):
         values = {"stop_state": str(StopState(stop_state)), "stopped_at": DatabaseNow()}
-        row = stopping.filter(pk=pk)
+        row = rows.filter(is_one_of("stop_state", [StopState.STOPPING]), pk=pk)
         written: Any = row.update(**values) if wait else locks.update_unlocked(row, **values)
         if written:
             recorded.append(run_id)

@@ -9,6 +9,7 @@ from django.db import connections
 from django.db.models import Model
 
 from django_run_cancel.db.clock import now_sql
+from django_run_cancel.db.conditions import unindexed_sql
 from django_run_cancel.db.statements import (
     MAX_PARAMETERS,
     chunks,
@@ -42,13 +43,14 @@ def write_cancelled(model: type[Model], pks: Iterable[Any], cancellation: int, u
         "UPDATE {table} SET {finished_at} = {now}, {cancellation} = %s,"
         " {stop_state} = CASE WHEN {never_started} THEN %s ELSE %s END,"
         " {stopped_at} = CASE WHEN {never_started} THEN {now} ELSE NULL END,"
-        " {status} = %s WHERE {status} IN ({active}) AND {pk} "
+        " {status} = %s WHERE {condition} IN ({active}) AND {pk} "
     ).format(
         # A queued retry has a ``started_at``, and counts as started: its first attempt may run on.
         never_started="{started_at} IS NULL AND {status} IN ({waiting})".format(
             waiting=placeholders(waiting), **names
         ),
         active=placeholders(active),
+        condition=unindexed_sql(names["status"], connections[using].vendor),
         now=now_sql(using),
         **names,
     )

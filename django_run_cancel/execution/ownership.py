@@ -19,6 +19,7 @@ from django.db.models.functions import Coalesce
 
 from django_run_cancel.cancellation.evidence import record_stopped
 from django_run_cancel.db.clock import DatabaseNow
+from django_run_cancel.db.conditions import is_one_of
 from django_run_cancel.db.returning import set_written, update_and_read
 from django_run_cancel.db.sessions import may_hide_writes
 from django_run_cancel.exceptions import RunCancelled, RunInProgress, TransitionNotAllowed
@@ -82,14 +83,15 @@ class Ownership:
             TransitionNotAllowed: The run has ended without being cancelled, or does not exist.
         """
         self.execution_id = execution_id
-        startable = Q(status__in=[*WAITING, RunStatus.PAUSED])
-        startable |= Q(status=RunStatus.RUNNING, execution_id=execution_id)  # a retry
+        startable = Q(is_one_of("status", [*WAITING, RunStatus.PAUSED]))
+        is_running = Q(is_one_of("status", [RunStatus.RUNNING]))
+        startable |= is_running & Q(execution_id=execution_id)  # a retry
         if take_over is True:
-            startable |= Q(status=RunStatus.RUNNING)
+            startable |= is_running
         elif take_over is not False:
             is_silent = Q(heartbeat_at__lt=DatabaseNow() - timedelta(seconds=take_over))
             is_silent |= Q(heartbeat_at=None)
-            startable |= Q(status=RunStatus.RUNNING) & is_silent
+            startable |= is_running & is_silent
         run = update_and_read(
             get_run_model(),
             run_rows(run_id=self.run_id).filter(startable),
@@ -156,17 +158,20 @@ class Ownership:
         """
         values = {"status": RunStatus.RUNNING, "execution_id": self.execution_id}
         rows = run_rows(run_id=self.run_id, execution_id=HANDED_BACK)
-        if rows.filter(status=RunStatus.QUEUED).update(**values, heartbeat_at=DatabaseNow()):
+        if rows.filter(is_one_of("status", [RunStatus.QUEUED])).update(
+            **values, heartbeat_at=DatabaseNow()
+        ):
             set_written(self.run, **values, heartbeat_at=DatabaseNow())
             self.run.held_as = self.execution_id
         return _cancelled_row(rows)
 
     def _release(self, **values: Any) -> Any:
         rows = run_rows(run_id=self.run_id, execution_id=self.execution_id)
-        if not rows.filter(status=RunStatus.RUNNING).update(**values):
+        if not rows.filter(is_one_of("status", [RunStatus.RUNNING])).update(**values):
             # Another process has queued or paused the run while its code was executing.
             values = {"execution_id": HANDED_BACK}
-            if not rows.filter(status__in=[*WAITING, RunStatus.PAUSED]).update(**values):
+            waiting = is_one_of("status", [*WAITING, RunStatus.PAUSED])
+            if not rows.filter(waiting).update(**values):
                 return _cancelled_row(rows)
         if self._run is not None:  # None if start() was interrupted after its UPDATE
             set_written(self._run, **values)

@@ -16,6 +16,7 @@ from django.utils.module_loading import import_string
 
 from django_run_cancel.conf import settings
 from django_run_cancel.db.clock import DatabaseNow
+from django_run_cancel.db.conditions import is_one_of
 from django_run_cancel.db.locks import is_refusal
 from django_run_cancel.db.retry import retry_transaction
 from django_run_cancel.db.trees import lock_ancestors
@@ -249,7 +250,7 @@ def _set_parent(run: AbstractRun, parent: AbstractRun | None, tenant: str) -> No
     """Set the parent of a run that a worker has created, which may not know the parent."""
     if parent is None:
         return
-    rows = run_rows(pk=run.pk, parent=None, status__in=ACTIVE)
+    rows = run_rows(pk=run.pk, parent=None).filter(is_one_of("status", ACTIVE))
     with transaction.atomic(using=rows.db):
         locked_runs = lock_ancestors(rows.model, parent.pk, rows.db)
         is_above = run.run_id in {each.run_id for each in locked_runs}
@@ -263,7 +264,7 @@ def _set_parent(run: AbstractRun, parent: AbstractRun | None, tenant: str) -> No
 def _set_backend(run: AbstractRun, published: AbstractRun) -> None:
     """Set the backend of a run that a worker has created, whose settings may have no backend."""
     if published.backend and not run.backend:
-        rows = run_rows(pk=run.pk, backend="", status__in=ACTIVE)
+        rows = run_rows(pk=run.pk, backend="").filter(is_one_of("status", ACTIVE))
         rows.update(backend=published.backend, external_id=published.external_id)
 
 
@@ -293,7 +294,7 @@ def terminate_dropped(run_ids: Collection[str], reason: str) -> None:
         return
     values = {"status": RunStatus.TERMINATED, "failure_reason": reason}
     try:
-        rows = run_rows(run_id__in=run_ids, status__in=WAITING)
+        rows = run_rows(run_id__in=run_ids).filter(is_one_of("status", WAITING))
         rows.update(**values, finished_at=DatabaseNow())
     except Exception:
         logger.exception("Runs whose tasks will not be published could not be ended.")

@@ -23,6 +23,7 @@ from django_run_cancel.cancellation.service import cancel_runs
 from django_run_cancel.conf import settings
 from django_run_cancel.db import retry
 from django_run_cancel.db.clock import DatabaseNow
+from django_run_cancel.db.conditions import is_one_of
 from django_run_cancel.db.sessions import given_back_to_pool
 from django_run_cancel.exceptions import TransitionNotAllowed
 from django_run_cancel.execution.executions import Execution
@@ -282,4 +283,4 @@ def _fail(run_ids: Sequence[str], statuses: Collection[str], error: BaseExceptio
     reason = describe_error(error, MAX_FAILURE_REASON_LENGTH)
     values = {"status": RunStatus.FAILED, "failure_reason": reason, "finished_at": DatabaseNow()}
     for run_id in run_ids:
-        run_rows(run_id=run_id, status__in=statuses).update(**values)
+        run_rows(run_id=run_id).filter(is_one_of("status", statuses)).update(**values)

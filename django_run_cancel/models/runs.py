@@ -14,6 +14,7 @@ from django.db.models.functions import Coalesce, NullIf
 
 from django_run_cancel.db import trees
 from django_run_cancel.db.clock import DatabaseNow
+from django_run_cancel.db.conditions import is_one_of
 from django_run_cancel.exceptions import RunCancelled, StateNotWritable, TransitionNotAllowed
 from django_run_cancel.models.managers import RunManager
 from django_run_cancel.models.run_fields import RunFields
@@ -138,7 +139,7 @@ class AbstractRun(RunFields):
         elif status in TERMINAL:
             values["finished_at"] = now
         held = {} if self.held_as is None else {"execution_id": self.held_as}
-        if not rows.filter(status__in=sources, **held).update(**values, status=status):
+        if not rows.filter(is_one_of("status", sources), **held).update(**values, status=status):
             current = rows.values_list("status", flat=True).first()
             self.status = str(current or self.status)
             hint = "Another execution holds it." if current in sources else ""

@@ -7,6 +7,8 @@ Afterwards the rows alone, and what each process was told, prove every invariant
 from __future__ import annotations
 
 import random
+import signal
+import time
 from collections import Counter, defaultdict
 from functools import partial
 from typing import Any
@@ -39,15 +41,42 @@ def test_everything_at_once(dummy: DummyBackend, settings: Any) -> None:
     processes = [
         Child(partial(soak.live, number, SEED, SECONDS)) for number in range(len(soak.ROLES))
     ]
+    kill_some_more()
     journal: dict[str, list[str]] = defaultdict(list)
     for process in processes:
         for word, run_id in process.wait().answer:
             journal[word].append(run_id)
     assert_rows_sound()
+    check_births()
     dummy.outcome = StopOutcome.TOLD
     finish_everything()
     assert_rows_sound(everything_done=True)
     check_journal(journal)
+
+
+def kill_some_more() -> None:
+    """Meanwhile, let other processes do the same, each until it is killed."""
+    luck = random.Random(SEED)
+    until = time.monotonic() + SECONDS
+    number = 0
+    while time.monotonic() < until:
+        number += 1
+        victim = Child(partial(soak.live, number % len(soak.ROLES), SEED + number, 600))
+        time.sleep(luck.uniform(0.2, 1))
+        victim.send_signal(signal.SIGKILL)
+        assert victim.wait().is_killed
+
+
+def check_births() -> None:
+    """Check that no child is younger than the cancellation of a run above it.
+
+    A later request may have cancelled the child nevertheless. All clocks are those of this host.
+    """
+    rows = Rows()
+    for run in rows.runs.values():
+        for above in rows.above(run):
+            if above.status == "cancelled":
+                assert run.created_at < above.finished_at, f"{run} was born below {above}"
 
 
 def check_journal(journal: dict[str, list[str]]) -> None:
