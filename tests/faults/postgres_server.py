@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from django.core.management import call_command
@@ -116,7 +116,10 @@ def own_server(folder: Path | None = None, **options: object) -> Iterator[Postgr
 def used_by_django(server: PostgresServer) -> Iterator[None]:
     """Let the connections of all threads go to the server, which has our tables."""
     connections.close_all()
-    here = {"HOST": "127.0.0.1", "PORT": server.port, "USER": "tests", "NAME": "postgres"}
+    here: dict[str, Any] = {"HOST": "127.0.0.1", "PORT": server.port}
+    here |= {"USER": "tests", "NAME": "postgres"}
+    # Here, what was committed has to survive.
+    here["OPTIONS"] = {**connection.settings_dict["OPTIONS"], "options": "-c synchronous_commit=on"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in here.items():
             patch.setitem(connection.settings_dict, name, value)
