@@ -169,7 +169,7 @@ def _cancel_next(chunk: CancellationChunk, count: int, using: str, restartable: 
         decision = decide_cascade(tree.rows, roots, force=record.force)
     else:
         decision = decide(run_ids, tree.reached, tree.rows, force=record.force)
-    write_decision(decision, record, model, using, is_complete=tree.is_complete)
+    write_decision(decision, tree, record, model, using)
     _record_step(chunk, len(run_ids), using, **counts_of(decision.items))
     return len(run_ids)
 

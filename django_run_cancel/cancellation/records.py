@@ -14,7 +14,7 @@ from django_run_cancel.conf import settings
 from django_run_cancel.db import writes
 from django_run_cancel.db.locks import LockedRun
 from django_run_cancel.db.retry import StartOver
-from django_run_cancel.models import Cancellation, CancellationItem
+from django_run_cancel.models import Cancellation
 from django_run_cancel.models.ids import is_storable
 from django_run_cancel.states import SUCCESSFUL, Delivery, Outcome, Via
 
@@ -73,21 +73,21 @@ def _first_with_key(record: Cancellation, using: str) -> Cancellation | None:
     return Cancellation.objects.using(using).filter(**key).first()
 
 
-def write_items(
+def values_of_items(
     items: list[Item],
     changed: list[LockedRun],
     to_repeat: list[LockedRun],
     record: Cancellation,
-    using: str,
-) -> None:
-    """Insert an item for each run; the delivery worker processes those of cancelled runs.
+) -> list[Sequence[Any]]:
+    """Return the values of an item for each run, in the order of ``ITEM_FIELDS``.
+
+    The delivery worker processes the items of cancelled runs.
 
     Args:
         items: Outcome of each run.
         changed: Runs that this request cancels.
         to_repeat: Runs that were cancelled before; these items send a second stop request.
         record: The Cancellation.
-        using: Alias of the database.
     """
     rows = {row.run_id: row for row in [*changed, *to_repeat]}
     handling = DUE if settings.HANDLERS else NOT_NEEDED
@@ -104,7 +104,7 @@ def write_items(
         handler_fields = handling if item.outcome == Outcome.CANCELLED else NOT_NEEDED
         return (record.pk, *outcome_fields, *executor, *delivery, record.force, *handler_fields)
 
-    writes.insert_rows(CancellationItem, ITEM_FIELDS, map(values, items), using)
+    return [values(item) for item in items]
 
 
 def recorded_id(run_id: str) -> str:

@@ -130,5 +130,5 @@ def _cancel(
         earlier = insert_record(record, using, restartable)
         if earlier is not None:
             return earlier
-        write_decision(decision, record, model, using, is_complete=tree.is_complete)
+        write_decision(decision, tree, record, model, using)
     return result_of(record, decision.items, decision.forced, postponed)

@@ -12,14 +12,14 @@ from django_run_cancel import signals
 from django_run_cancel.cancellation.arguments import MAX_RUN_IDS
 from django_run_cancel.cancellation.decision import Decision
 from django_run_cancel.cancellation.force import force_deliveries
-from django_run_cancel.cancellation.records import write_items
+from django_run_cancel.cancellation.records import ITEM_FIELDS, values_of_items
 from django_run_cancel.conf import settings
 from django_run_cancel.db import locks, trees, writes
 from django_run_cancel.db.clock import DatabaseNow
 from django_run_cancel.db.locks import LockedRun
 from django_run_cancel.db.retry import StartOver
 from django_run_cancel.db.statements import MAX_LISTED_ON_MYSQL, chunks
-from django_run_cancel.models import Cancellation, CancellationChunk
+from django_run_cancel.models import Cancellation, CancellationChunk, CancellationItem
 from django_run_cancel.states import ChunkKind, StopState
 
 CHUNK_SIZE = MAX_LISTED_ON_MYSQL
@@ -36,42 +36,46 @@ class Trees(NamedTuple):
         reached: Primary keys of the selected runs.
         rows: Their rows, and those of their descendants unless there are too many.
         is_complete: Whether ``rows`` contains the descendants.
+        parents: Primary keys of the rows whose children ``write_decision`` reads again.
     """
 
     reached: set[Any]
     rows: list[LockedRun]
     is_complete: bool
+    parents: set[Any]
 
 
 def read_trees(scope: QuerySet[Any], model: type[Model], using: str) -> Trees:
     """Read the trees of runs without locks, for a dry run."""
     reached, pks, is_complete = _read_keys(scope, model, using)
-    return Trees(reached, locks.read_runs(model, pks, using), is_complete)
+    return Trees(reached, locks.read_runs(model, pks, using), is_complete, set())
 
 
 def lock_trees(scope: QuerySet[Any], model: type[Model], using: str, restartable: bool) -> Trees:
     """Lock runs and all their descendants, or only the runs if there are too many descendants.
 
+    Nobody can create a child of a locked run. ``write_decision`` finds children that were created
+    after the keys were read, and before the rows were locked.
+
     Args:
         scope: The runs, at most as many as a call of ``cancel_runs`` accepts.
         model: The run model.
         using: Alias of the database.
-        restartable: Whether the transaction can be repeated.
-
-    Raises:
-        StartOver: Runs were added to the trees before they were locked.
+        restartable: Whether the transaction can be repeated; if not, runs that were added to the
+            trees before they were locked are locked here.
     """
     reached, pks, is_complete = _read_keys(scope, model, using)
     rows = locks.lock_runs(model, pks, using)
-    unseen = trees.read_children(model, pks, using) - pks if is_complete else set()
-    while unseen:
-        if restartable:
-            # Locking these rows now would break the order of locks, and could deadlock.
-            raise StartOver
+    if not is_complete:
+        return Trees(reached, rows, is_complete, set())
+    if restartable:
+        return Trees(reached, rows, is_complete, pks)
+    # These locks break the order of locks, and could deadlock.
+    unseen = pks
+    while unseen := trees.read_children(model, unseen, using) - pks:
         rows += locks.lock_runs(model, unseen, using)
         pks |= unseen
-        unseen = trees.read_children(model, unseen, using) - pks
-    return Trees(reached, rows, is_complete)
+    return Trees(reached, rows, is_complete, set())
 
 
 def _read_keys(
@@ -85,26 +89,37 @@ def _read_keys(
 
 
 def write_decision(
-    decision: Decision, record: Cancellation, model: type[Model], using: str, *, is_complete: bool
+    decision: Decision, tree: Trees, record: Cancellation, model: type[Model], using: str
 ) -> None:
     """Write a decision about locked runs, and send signals after the commit.
 
     Args:
         decision: The changes to write.
+        tree: The locked runs. If the descendants are not among them, this writes chunks, so that
+            delivery workers cancel them.
         record: The Cancellation.
         model: The run model.
         using: Alias of the database.
-        is_complete: Whether the decision covers the descendants; if not, this writes chunks, so
-            that delivery workers cancel them.
+
+    Raises:
+        StartOver: Runs were added to the trees before they were locked.
     """
+    to_repeat = force_deliveries(decision.forced, using) if decision.forced else []
+    items = values_of_items(decision.items, decision.changed, to_repeat, record)
+    children = writes.write_and_read_children(
+        model,
+        ([row.pk for row in decision.changed], record.pk),
+        (CancellationItem, ITEM_FIELDS, items),
+        tree.parents,
+        using,
+    )
+    if children - tree.parents:
+        raise StartOver
     if decision.changed:
-        writes.write_cancelled(model, [row.pk for row in decision.changed], record.pk, using)
         if settings.LISTEN:
             writes.notify(using)
         _announce_after_commit(model, decision.changed, record, using)
-    untold = force_deliveries(decision.forced, using) if decision.forced else []
-    write_items(decision.items, decision.changed, untold, record, using)
-    if decision.roots and not is_complete:
+    if decision.roots and not tree.is_complete:
         parents = (row.run_id for row in decision.roots)
         write_chunks(record, ChunkKind.CHILDREN, parents, using)
 

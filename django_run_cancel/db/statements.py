@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from functools import lru_cache
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -24,7 +25,9 @@ COLUMNS = (
 )
 
 
-def names_of(model: type[Model], using: str) -> dict[str, str]:
+@lru_cache(100)
+def names_of(model: type[Model], using: str) -> Mapping[str, str]:
+    """Return the quoted names of the table of runs, its key and its columns."""
     quote = connections[using].ops.quote_name
     meta = model._meta
     columns = {name: quote(column_of(meta.get_field(name))) for name in COLUMNS}
@@ -55,12 +58,17 @@ def key_conditions(
     connection = connections[using]
     if connection.vendor == "postgresql":
         if keys := sorted(pks):
-            yield f"= ANY (%s::{model._meta.pk.rel_db_type(connection)}[])", [keys]
+            yield f"= ANY (%s::{key_type(model, using)}[])", [keys]
         return
     if connection.vendor == "mysql":
         limit = min(limit, MAX_LISTED_ON_MYSQL)
     for chunk in chunks(sorted(pks), limit):
         yield f"IN ({placeholders(chunk)})", chunk
+
+
+@lru_cache(100)
+def key_type(model: type[Model], using: str) -> Any:
+    return model._meta.pk.rel_db_type(connections[using])
 
 
 def chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -71,6 +79,11 @@ def chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def placeholders(values: Sized) -> str:
     return ", ".join(["%s"] * len(values))
+
+
+def execute(using: str, sql: str, params: Sequence[Any]) -> None:
+    with connections[using].cursor() as cursor:
+        cursor.execute(sql, params)
 
 
 def fetch(using: str, sql: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import pytest
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from django_run_cancel.db.trees import read_closure
 from django_run_cancel.models import get_run_model
 from tests.api.helpers import statements
-from tests.helpers import make_run
+from tests.helpers import IS_MYSQL, ids, make_run, make_runs
 
 
-@pytest.mark.skipif(connection.vendor != "mysql", reason="the hint is MySQL's")
+@pytest.mark.skipif(not IS_MYSQL, reason="the hint is MySQL's")
 @pytest.mark.django_db
 def test_read_closure__hint_for_mysql(monkeypatch: pytest.MonkeyPatch) -> None:
     """MySQL takes the limit of levels from a hint, which MariaDB reads as a comment."""
@@ -22,3 +23,19 @@ def test_read_closure__hint_for_mysql(monkeypatch: pytest.MonkeyPatch) -> None:
     assert closure == ({run.pk}, {run.pk, child.pk})
     (query,) = seen
     assert ") SELECT /*+ SET_VAR(cte_max_recursion_depth = 1000000) */ pk" in query
+
+
+@pytest.mark.skipif(not IS_MYSQL, reason="asks MariaDB for its plan")
+@pytest.mark.django_db
+def test_read_closure__of_many_runs_reads_no_others() -> None:
+    """The parents of all runs were read, from ten runs on."""
+    model = get_run_model()
+    run_ids = ids(make_runs(5_000))[:100]
+    with connection.cursor() as cursor:
+        cursor.execute(f"ANALYZE TABLE {model._meta.db_table}")
+        cursor.fetchall()
+        with CaptureQueriesContext(connection) as captured:
+            read_closure(model._base_manager.filter(run_id__in=run_ids), model, "default", 1_000)
+        cursor.execute("EXPLAIN WITH " + captured[0]["sql"].partition("WITH ")[2])
+        kinds = {(row[2], row[3]) for row in cursor.fetchall()}
+    assert ("run", "ref") in kinds
