@@ -34,6 +34,9 @@ logger = logging.getLogger("django_run_cancel")
 MAX_CANCELLATIONS = 100
 """Maximum number of cancellations that one process advances in turn."""
 
+ROTATION_SECONDS = 1.0
+"""After which a process looks for cancellations that have come in."""
+
 MAX_CHILDREN = 10_000
 """Maximum number of children read in one transaction, which locks no runs."""
 
@@ -81,15 +84,28 @@ def advance_bulk_cancellations(seconds: float, among: QuerySet[Cancellation] | N
     """
     until = time.monotonic() + seconds
     dealt_with = 0
-    while True:
-        found = 0
-        for pk in _pending_cancellations(among):
-            found += advance_chunk(pk)
-            if time.monotonic() > until:
-                return dealt_with + found
-        if not found:
-            return dealt_with
+    while found := _take_turns(_pending_cancellations(among), until):
         dealt_with += found
+        if time.monotonic() > until:
+            break
+    return dealt_with
+
+
+def _take_turns(pending: list[int], until: float) -> int:
+    """Advance these cancellations in turn, for a while: others may have come in meanwhile."""
+    dealt_with = 0
+    look_again = time.monotonic() + ROTATION_SECONDS
+    while pending:
+        for pk in list(pending):
+            done = advance_chunk(pk)
+            dealt_with += done
+            if not done:
+                pending.remove(pk)
+            if time.monotonic() > until:
+                return dealt_with
+        if time.monotonic() > look_again:
+            break
+    return dealt_with
 
 
 def _pending_cancellations(among: QuerySet[Cancellation] | None) -> list[int]:
@@ -116,9 +132,6 @@ def advance_chunk(cancellation_pk: int) -> int:
         cancellation=cancellation_pk,
         state=ChunkState.PENDING,
     )
-    Cancellation.objects.using(using).filter(
-        pk=cancellation_pk, state=CancellationState.PENDING
-    ).update(state=CancellationState.RUNNING)
     count = _pace.size
     while True:
         started = time.monotonic()
@@ -159,7 +172,11 @@ def _claim(chunks: QuerySet[CancellationChunk]) -> CancellationChunk | None:
 
 def _cancel_next(chunk: CancellationChunk, count: int, using: str, restartable: bool) -> int:
     model = get_run_model()
-    record = Cancellation.objects.using(using).get(pk=chunk.cancellation_id)
+    records = Cancellation.objects.using(using)
+    record = records.get(pk=chunk.cancellation_id)
+    if record.state == CancellationState.PENDING:
+        waiting = records.filter(pk=record.pk, state=CancellationState.PENDING)
+        waiting.update(state=CancellationState.RUNNING)
     run_ids = chunk.run_ids[chunk.position : chunk.position + count]
     reachable = set(run_ids).difference(chunk.hidden_ids)
     scope = model._base_manager.using(using).filter(run_id__in=reachable)

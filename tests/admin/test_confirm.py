@@ -165,7 +165,7 @@ def test_more_below_than_one_transaction_takes(operator: Client, settings: Any) 
 
 class TestBusyDatabase:
     def fail(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        if sql.startswith("UPDATE") and RUN.db_table in sql:
+        if "UPDATE" in sql and RUN.db_table in sql:
             raise OperationalError("database is locked")
         return execute(sql, params, many, context)
 

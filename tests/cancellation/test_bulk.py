@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from django.db import OperationalError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_run_cancel.cancellation import (
@@ -253,6 +254,35 @@ class TestAdvancing:
         assert (record.state, record.cancelled_count) == ("completed", 25)
         assert progress_of([record])[record.pk].estimated_end is None
         assert queue_size()["bulk_pending"] == 0
+
+    def test_says_once_that_it_has_begun(self, pace: Pace) -> None:
+        make_runs(25)
+        record = start()
+        update = "UPDATE " + connection.ops.quote_name(Cancellation._meta.db_table)
+        with CaptureQueriesContext(connection) as captured:
+            assert finish(record).state == "completed"
+        assert sum(update in query["sql"] for query in captured) == 2
+
+    def test_one_that_comes_in_takes_its_turn(
+        self, pace: Pace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_runs(30, tenant="a")
+        make_runs(10, tenant="b")
+        first = start(runs=RUN._base_manager.filter(tenant="a"))
+        turns: list[int] = []
+
+        def turn(pk: int) -> int:
+            if not turns:
+                start(runs=RUN._base_manager.filter(tenant="b"))
+            turns.append(pk)
+            return advance_chunk(pk)
+
+        monkeypatch.setattr(chunks, "ROTATION_SECONDS", -1.0)
+        monkeypatch.setattr(chunks, "advance_chunk", turn)
+        finish(first)
+        second = Cancellation.objects.exclude(pk=first.pk).get()
+        assert turns[:4] == [first.pk, first.pk, second.pk, first.pk]
+        assert second.state == "completed"
 
     def test_by_the_delivery_worker(self, pace: Pace) -> None:
         runs = make_runs(25)
