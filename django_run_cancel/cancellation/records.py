@@ -19,7 +19,7 @@ from django_run_cancel.models.ids import is_storable
 from django_run_cancel.states import SUCCESSFUL, Delivery, Outcome, Via
 
 ITEM_FIELDS = (
-    *("cancellation", "run_id", "outcome", "via", "previous_status", "backend", "external_id"),
+    *("cancellation", *Item._fields, "backend", "external_id"),
     *("delivery", "attempts", "next_attempt_at", "last_error", "force"),
     *("handling", "handling_attempts", "next_handling_at", "handling_error"),
 )
@@ -93,16 +93,16 @@ def values_of_items(
     handling = DUE if settings.HANDLERS else NOT_NEEDED
 
     def values(item: Item) -> Sequence[Any]:
-        outcome_fields = (recorded_id(item.run_id), item.outcome, item.via, item.previous_status)
         row = rows.get(item.run_id) if item.outcome in SUCCESSFUL else None
         if row is None:
+            outcome_fields = (recorded_id(item.run_id), *item[1:])
             return (record.pk, *outcome_fields, "", "", *NOT_NEEDED, record.force, *NOT_NEEDED)
         # A run without an external_id was never dispatched to an executor.
         delivery = DUE if row.backend and row.external_id else NOT_NEEDED
         executor = (row.backend, row.external_id)
         # Handlers have been called for runs that were cancelled before.
         handler_fields = handling if item.outcome == Outcome.CANCELLED else NOT_NEEDED
-        return (record.pk, *outcome_fields, *executor, *delivery, record.force, *handler_fields)
+        return (record.pk, *item, *executor, *delivery, record.force, *handler_fields)
 
     return [values(item) for item in items]
 

@@ -39,6 +39,16 @@ def now_sql(using: str) -> str:
     return f"(UTC_TIMESTAMP(6) + INTERVAL {offset // timedelta(seconds=1)} SECOND)"
 
 
+def now_parameter(using: str) -> tuple[str, list[Any]]:
+    """Return the same as an expression and its parameters.
+
+    SQLite compiles a statement again when its text has changed: there the time is a parameter.
+    """
+    if connections[using].vendor == "sqlite":
+        return "%s", [now_sql(using).strip("'")]
+    return now_sql(using), []
+
+
 def database_now(using: str) -> datetime:
     """Query the current time of a database.
 

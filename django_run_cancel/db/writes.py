@@ -10,7 +10,7 @@ from typing import Any
 from django.db import connections
 from django.db.models import Model
 
-from django_run_cancel.db.clock import now_sql
+from django_run_cancel.db.clock import now_parameter
 from django_run_cancel.db.conditions import unindexed_sql
 from django_run_cancel.db.statements import (
     MAX_PARAMETERS,
@@ -88,6 +88,7 @@ def _updates(
 ) -> Iterator[Statement]:
     names = names_of(model, using)
     waiting, active = sorted(WAITING), sorted(ACTIVE)
+    now, at = now_parameter(using)
     # The status comes last: MySQL assigns from left to right, and CASE needs the old status.
     statement = (
         "UPDATE {table} SET {finished_at} = {now}, {cancellation} = %s,"
@@ -101,11 +102,11 @@ def _updates(
         ),
         active=placeholders(active),
         condition=unindexed_sql(names["status"], connections[using].vendor),
-        now=now_sql(using),
+        now=now,
         **names,
     )
-    before: list[Any] = [cancellation, *waiting, StopState.NEVER_STARTED, StopState.STOPPING]
-    before += [*waiting, RunStatus.CANCELLED, *active]
+    before = [*at, cancellation, *waiting, StopState.NEVER_STARTED, StopState.STOPPING]
+    before += [*waiting, *at, RunStatus.CANCELLED, *active]
     for condition, params in key_conditions(pks, model, using):
         yield statement + condition, [*before, *params]
 
@@ -165,34 +166,32 @@ class _Column:
 
 def _unnest(types: list[str], columns: Sequence[_Column], using: str) -> Statement:
     """Return a SELECT from ``unnest()`` of arrays, which needs one placeholder for each column."""
-    shown, arrays, constants, lists = [], [], [], []
+    shown, params, names, casts, lists = [], [], [], [], []
     for number, (of_field, column) in enumerate(zip(types, columns, strict=True)):
         kind = "boolean" if column.is_time else of_field
-        if column.is_constant:
-            shown.append(_shown(column, f"%s::{kind}", using))
-            constants.append(column.values[0])
-        else:
-            shown.append(_shown(column, f"v.c{number}", using))
-            arrays.append((f"c{number}", f"%s::{kind}[]"))
+        sql, values = _shown(column, f"v.c{number}", f"%s::{kind}", using)
+        shown.append(sql)
+        params += values
+        if not column.is_constant:
+            names.append(f"c{number}")
+            casts.append(f"%s::{kind}[]")
             lists.append(column.values)
-    if not arrays:
-        arrays, lists = [("one", "%s::int[]")], [[1] * len(columns[0].values)]
-    names, casts = zip(*arrays, strict=True)
+    if not names:
+        names, casts, lists = ["one"], ["%s::int[]"], [[1] * len(columns[0].values)]
     source = f"unnest({', '.join(casts)}) AS v ({', '.join(names)})"
-    return f"SELECT {', '.join(shown)} FROM {source}", [*constants, *lists]
+    return f"SELECT {', '.join(shown)} FROM {source}", [*params, *lists]
 
 
 def _values_list(types: list[str], columns: Sequence[_Column], using: str) -> Statement:
     """Return a SELECT from VALUES, with placeholders for all columns that are not constant."""
     connection = connections[using]
     is_mysql = connection.vendor == "mysql" and not getattr(connection, "mysql_is_mariadb", False)
-    shown, names, constants, lists = [], [], [], []
+    shown, params, names, lists = [], [], [], []
     for number, column in enumerate(columns):
-        if column.is_constant:
-            shown.append(_shown(column, "%s", using))
-            constants.append(column.values[0])
-        else:
-            shown.append(_shown(column, f"v.c{number}", using))
+        sql, values = _shown(column, f"v.c{number}", "%s", using)
+        shown.append(sql)
+        params += values
+        if not column.is_constant:
             names.append(f"c{number}")
             lists.append(column.values)
     if not names:
@@ -201,14 +200,14 @@ def _values_list(types: list[str], columns: Sequence[_Column], using: str) -> St
     rows = ", ".join([row] * len(lists[0]))
     select = f"WITH v ({', '.join(names)}) AS (VALUES {rows}) SELECT {', '.join(shown)} FROM v"
     in_rows = [value for values in zip(*lists, strict=True) for value in values]
-    return select, [*in_rows, *constants]
+    return select, [*in_rows, *params]
 
 
-def _shown(column: _Column, value: str, using: str) -> str:
+def _shown(column: _Column, name: str, placeholder: str, using: str) -> Statement:
     if not column.is_time:
-        return value
-    now = now_sql(using)
-    return f"CASE WHEN {value} THEN {now} END"
+        return (placeholder, column.values[:1]) if column.is_constant else (name, [])
+    now, at = now_parameter(using)
+    return (now if column.is_constant else f"CASE WHEN {name} THEN {now} END"), at
 
 
 def insert(instance: Model, using: str) -> None:
