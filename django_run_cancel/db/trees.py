@@ -144,12 +144,13 @@ def keys_below(scope: QuerySet[Any], using: str) -> RawSQL | list[Any]:
         query, params = scope.order_by().values("pk").query.get_compiler(using).as_sql()
     except EmptyResultSet:
         return []
+    model: type[Model] = scope.model
     sql = (
         "WITH RECURSIVE asked (pk) AS ({scope}), below (pk) AS ("
         "SELECT child.{pk} FROM {table} child JOIN asked ON child.{parent} = asked.pk UNION"
         " SELECT child.{pk} FROM {table} child JOIN below ON child.{parent} = below.pk"
         ") SELECT pk FROM below"
-    ).format(scope=query, **names_of(scope.model, using))
+    ).format(scope=query, **names_of(model, using))
     # The names are those of the model.
     return RawSQL(sql, params)  # noqa: S611  # nosec B611
 
