@@ -26,7 +26,7 @@ def test_read_closure__hint_for_mysql(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not IS_MYSQL, reason="asks MariaDB for its plan")
-@pytest.mark.django_db
+@pytest.mark.django_db(transaction=True)  # ANALYZE commits
 def test_read_closure__of_many_runs_reads_no_others() -> None:
     """The parents of all runs were read, from ten runs on."""
     model = get_run_model()
