@@ -68,10 +68,10 @@ def decide(asked: list[str], reached: set[Any], rows: list[LockedRun], *, force:
         items.append(Item(run_id, outcome, Via.REQUESTED, row.status))
         if outcome in SUCCESSFUL:
             roots.append(row)
-    # All rows below the requested runs are requested themselves if there are no other rows.
-    descendants = _descendants(roots, rows) if len(rows) > len(rows_by_id) else []
-    below = decide_cascade(descendants, roots, force=force)
-    tenants = {rows_by_id[run_id].tenant for run_id in asked if run_id in rows_by_id}
+    requested = [rows_by_id[run_id] for run_id in asked if run_id in rows_by_id]
+    has_others = len(rows) > len(requested)
+    below = decide_cascade(_descendants(roots, rows) if has_others else [], roots, force=force)
+    tenants = {row.tenant for row in requested}
     return Decision(
         items=items + below.items,
         changed=[row for row in roots if row.status in ACTIVE] + below.changed,
