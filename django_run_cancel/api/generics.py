@@ -209,6 +209,6 @@ def error_responses(*statuses: int) -> dict[int, Any]:
         415: OpenApiResponse(RunCancelErrorSerializer, "The body is not JSON"),
         422: OpenApiResponse(HTTPValidationErrorSerializer, "Validation Error"),
         429: OpenApiResponse(RunCancelErrorSerializer, "Too many requests"),
-        503: OpenApiResponse(RunCancelErrorSerializer, "The database is busy or away"),
+        503: OpenApiResponse(RunCancelErrorSerializer, "The database is busy or unreachable"),
     }
     return {status: responses[status] for status in statuses}

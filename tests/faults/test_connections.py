@@ -29,7 +29,7 @@ from tests.helpers import (
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-AWAY = (503, {"detail": "The database is busy or away; please ask again"})
+AWAY = (503, {"detail": "The database is busy or unreachable; please try again"})
 
 
 class Family:

@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.skipif(not IS_POSTGRESQL, reason="Only PostgreSQL is easy to make anew."),
 ]
 
-AWAY = (503, {"detail": "The database is busy or away; please ask again"})
+AWAY = (503, {"detail": "The database is busy or unreachable; please try again"})
 
 
 @pytest.fixture(scope="module")
