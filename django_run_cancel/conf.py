@@ -16,7 +16,7 @@ class RunCancelSettings:
     """The run model, as ``app_label.ModelName``. Set it before the first migration."""
 
     ID_PREFIXES: dict[str, str] = {}
-    """Maps run types other than ``task`` and ``workflow`` to the prefix of their run ids."""
+    """Maps run types to the prefix of their new run ids; other types have the default prefix."""
 
     SCOPE: str | None = None
     """Dotted path of ``(request, queryset) -> queryset``: limits the runs a request can access."""

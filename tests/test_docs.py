@@ -635,6 +635,6 @@ def test_changelog_is_included() -> None:
 
 def test_nothing_of_this_version_is_missing_from_the_promises() -> None:
     """The page that promises says plainly what this version does not do."""
-    assert "does not stop code that never asks" in " ".join(
+    assert "does not stop code without checkpoints by itself" in " ".join(
         TEXT["explanation.md"].replace("*", "").split()
     )

@@ -121,9 +121,9 @@ def request() -> Parts:
         (
             "Read which runs are below these runs.",
             "Lock all rows, always in the same order.",
-            "Look for children created in between.",
             "Decide, from the locked rows alone.",
             "Write statuses, the record, an item per run.",
+            "Start over if children came in between.",
         ),
         1,
     ):
@@ -132,8 +132,8 @@ def request() -> Parts:
     yield from arrow((190, 354), (190, 384))
     yield text(200, 374, "commit", "small")
     for y, name, what in (
-        (384, "Answer", "each id once: cancelled or failed"),
-        (436, "Signals", "run_cancelled, runs_cancelled"),
+        (384, "Signals", "run_cancelled, runs_cancelled"),
+        (436, "Answer", "each id once: cancelled or failed"),
         (488, "Delivery worker", "tells executors to stop the code"),
     ):
         yield from labelled(52, y, 316, 44, name, what)
@@ -235,7 +235,7 @@ DRAWINGS: dict[Callable[[], Parts], tuple[int, str]] = {
     request: (
         544,
         "Five ways in call cancel_runs(), which works in one transaction. After the commit come "
-        "the answer, the signals and the delivery worker.",
+        "the signals, the answer and the delivery worker.",
     ),
     stopping: (
         640,
