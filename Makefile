@@ -36,7 +36,7 @@ help:
 	@echo 'make test-all  run all tests, with Redis, RabbitMQ and Chromium'
 	@echo 'make install   create .venv with all that developers need (PYTHON=python3)'
 	@echo 'make lint      check style, types and the order of imports'
-	@echo 'make bench     measure cancelling, checkpoints, delivery and tracking'
+	@echo 'make bench     measure cancelling, the endpoint, checkpoints, delivery and tracking'
 	@echo 'make messages  update the translations from the sources'
 	@echo 'make screenshots  take the pictures in the documentation (needs Chromium)'
 	@echo 'make diagrams  draw the diagrams of the documentation'
@@ -108,6 +108,7 @@ lint: $(VENV)/.all
 .PHONY: bench
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.cancelling
+	$(BIN)/python -m benchmarks.endpoint
 	$(BIN)/python -m benchmarks.checkpoint
 	$(BIN)/python -m benchmarks.delivery
 	$(BIN)/python -m benchmarks.tracking

@@ -22,7 +22,7 @@ QUIET_SECONDS = 5.0
 
 
 def main(count: int) -> None:
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "benchmarks.settings")
     import django
 
     django.setup()
@@ -191,7 +191,7 @@ def measure_others(count: int) -> None:
 
 def client() -> None:
     """Cancel single runs, and print when each was asked for and how long it took."""
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "benchmarks.settings")
     import django
 
     django.setup()

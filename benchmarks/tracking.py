@@ -29,7 +29,7 @@ CASES = {
     "with the line": "django_run_cancel.integrations.celery:CancellableTask",
 }
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "benchmarks.settings")
 
 
 def make_app(task_cls: str) -> Celery:

@@ -1,0 +1,93 @@
+"""What ``POST /v1/runs/cancel`` costs over HTTP, against views that do less.
+
+Run it with ``python -m benchmarks.endpoint``. gunicorn (two processes of four threads) and uvicorn
+(two processes) serve the API, an empty view of REST framework, and such a view with hand-written
+SQL. Clients keep their connections. ``DATABASE_URL`` chooses the server of the runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+ROUNDS = 5
+REQUESTS = {1: 160, 100: 48}
+"""Requests in a round, by the number of ids in each."""
+
+PATHS = {"endpoint": "/v1/runs/cancel", "by hand": "/floor", "empty": "/empty"}
+
+
+def main() -> None:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "benchmarks.settings")
+    os.environ["WEB_CONCURRENCY"] = "2"  # gunicorn and uvicorn read it
+    import django
+
+    django.setup()
+    from django.db import connection
+
+    from tests.api.servers import SERVERS, running
+
+    connection.creation.create_test_db(verbosity=0, autoclobber=True)
+    try:
+        for server in SERVERS:
+            with running(server) as port:
+                for count in REQUESTS:
+                    for clients in (1, 8):
+                        report(server, port, count, clients)
+    finally:
+        connection.close()
+        connection.creation.destroy_test_db(connection.settings_dict["NAME"], verbosity=0)
+
+
+def report(server: str, port: int, count: int, clients: int) -> None:
+    from django_run_cancel.models import ApiKey
+
+    key = ApiKey.issue(f"{server} {count} {clients}")[1]
+    seconds: dict[str, list[float]] = {name: [] for name in PATHS}
+    for _ in range(ROUNDS):
+        for name, path in PATHS.items():
+            seconds[name].append(measure(port, path, key, make_bodies(count), clients))
+    least = {name: min(each) for name, each in seconds.items()}
+    rates = ", ".join(f"{name} {1 / each:,.0f}/s" for name, each in least.items())
+    ratio = least["endpoint"] / least["by hand"]
+    print(f"{server}, {count} ids, {clients} clients: {rates}; {ratio:.2f}x by hand", flush=True)
+
+
+def make_bodies(count: int) -> list[bytes]:
+    """Return the bodies of a round, each with running runs of its own."""
+    from tests.helpers import make_runs
+
+    runs = make_runs(count * REQUESTS[count], "running")
+    parts = [runs[start : start + count] for start in range(0, len(runs), count)]
+    return [
+        # The endpoint ignores the keys.
+        json.dumps(
+            {"run_ids": [run.run_id for run in part], "pks": [run.pk for run in part]}
+        ).encode()
+        for part in parts
+    ]
+
+
+def measure(port: int, path: str, key: str, bodies: list[bytes], clients: int) -> float:
+    """Send all bodies from so many clients at once, and return the seconds for one of them."""
+    from tests.api.servers import Connection, json_headers
+
+    def send(mine: list[bytes]) -> None:
+        with Connection(port) as client:
+            for body in mine:
+                answer: Any = client.send("POST", path, body, **json_headers(key))
+                assert answer.status == 200, answer
+                assert json.loads(answer.body)["failed"] == []
+
+    parts = [bodies[number::clients] for number in range(clients)]
+    with ThreadPoolExecutor(clients) as pool:
+        started = time.perf_counter()
+        list(pool.map(send, parts))
+        return (time.perf_counter() - started) / len(bodies)
+
+
+if __name__ == "__main__":
+    main()
