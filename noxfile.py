@@ -36,7 +36,7 @@ ONCE = tuple(
     )
 )
 
-# Tests with workers mostly wait for them. A test class or module stays in one process.
+# Many tests wait, for workers or threads. A test class or module stays in one process.
 PARALLEL = ("--numprocesses", "2", "--dist", "loadscope")
 
 PACKAGE = "django_run_cancel"
@@ -85,7 +85,7 @@ def pytest(
 def mariadb(session: nox.Session) -> None:
     """Test on MariaDB with Django 6.0."""
     install(session, "test", django="6.0")
-    pytest(session, *WITHOUT_SERVERS, *ONCE, database=MARIADB_URL, coverage=True)
+    pytest(session, *WITHOUT_SERVERS, *ONCE, *PARALLEL, database=MARIADB_URL, coverage=True)
 
 
 @nox.session(python="3.13")
@@ -93,7 +93,7 @@ def swapped(session: nox.Session) -> None:
     """Test a host with a run model of its own, on PostgreSQL with Django 6.1."""
     install(session, "test", django="6.1")
     executors = "--ignore=tests/backends"  # they know ids of runs, no models
-    arguments = (*WITHOUT_SERVERS, *ONCE, executors)
+    arguments = (*WITHOUT_SERVERS, *ONCE, executors, *PARALLEL)
     pytest(session, *arguments, database=POSTGRESQL_URL, settings="tests.settings_swapped")
 
 
