@@ -1,4 +1,4 @@
-"""The app configuration: registers system checks and schema extensions."""
+"""The app configuration: registers system checks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ class RunCancelConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register the system checks and the schema extensions."""
+        """Register the system checks."""
         from django_run_cancel import checks  # noqa: F401
-        from django_run_cancel.api import schema  # noqa: F401
 
         _import_task_classes()
 

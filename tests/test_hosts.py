@@ -31,6 +31,31 @@ call_command("migrate", "django_run_cancel", "zero", verbosity=0)
 print([t for t in connection.introspection.table_names() if "run_cancel" in t])
 """
 
+START_OF_A_WORKER = """
+import sys
+import django
+django.setup()
+parts = ["rest_framework.views", "drf_spectacular.generators", "django_run_cancel.execution"]
+print([name for name in [*parts, "celery", "rq", "huey"] if name in sys.modules])
+"""
+
+
+def run(program: str, host: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process of its own: much is decided when Django starts."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": host, "DATABASE_URL": "sqlite://:memory:"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_start__imports_no_part_that_the_process_may_not_use() -> None:
+    done = run(START_OF_A_WORKER, "tests.settings")
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
 
 @pytest.mark.parametrize(
     ("host", "label", "table"),
@@ -41,15 +66,7 @@ print([t for t in connection.introspection.table_names() if "run_cancel" in t])
     ],
 )
 def test_host__lacks_no_migration_and_cancels_and_leaves(host: str, label: str, table: str) -> None:
-    # In a process of its own: which model is the run model is settled when Django starts.
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", LIFE_OF_A_HOST],
-        cwd=ROOT,
-        env={**os.environ, "DJANGO_SETTINGS_MODULE": host, "DATABASE_URL": "sqlite://:memory:"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(LIFE_OF_A_HOST, host)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[-3:] == [f"{label} cancelled tsk_", f"['{table}']", "[]"]
