@@ -13,6 +13,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDi
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from django_run_cancel.admin.columns import shown
 from django_run_cancel.admin.confirm import ConfirmMixin
 from django_run_cancel.admin.forms import BulkCancelForm
 from django_run_cancel.admin.selections import (
@@ -80,7 +81,11 @@ class BulkMixin(ConfirmMixin):
             "%d runs are being cancelled by the delivery worker.",
             count,
         )
-        self.message_user(request, text % count, messages.SUCCESS)
+        if count:
+            self.message_user(request, text % count, messages.SUCCESS)
+        else:
+            text = _("There is nothing left to cancel.")
+            self.message_user(request, text, messages.WARNING)
         landing = self.url_of_record(request, started.cancellation)
         return HttpResponseRedirect(landing or self._list_of(selection))
 
@@ -110,6 +115,7 @@ class BulkMixin(ConfirmMixin):
             **self._plan(request, preview.sample),
             "title": _("Cancel all of these runs?"),
             "preview": preview,
+            "preview_shown": shown(preview.count),
             "filters": describe(selection.filters),
             "form": form or self._bulk_form(request, selection, initial=initial),
             "action": self._url("cancel_all"),

@@ -17,9 +17,9 @@ from django_run_cancel.admin.base import (
     CappedChangeList,
     link,
 )
-from django_run_cancel.admin.columns import age, short_id
+from django_run_cancel.admin.columns import age, short_id, shown
 from django_run_cancel.admin.items import titles_of
-from django_run_cancel.admin.overview import badge_of, shown
+from django_run_cancel.admin.overview import badge_of
 from django_run_cancel.cancellation.evidence import with_evidence
 from django_run_cancel.cancellation.progress import progress_of
 from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
@@ -96,7 +96,7 @@ class CancellationColumns(AnyModelAdmin if TYPE_CHECKING else object):  # type: 
 
 
 class ItemChangeList(CappedChangeList):
-    """Knows the title of the run of each item on a page, and how its work has ended."""
+    """Knows the title of the run of each item on a page, and how its code has ended."""
 
     def get_results(self, request: HttpRequest) -> None:
         """Read a page of the list."""
@@ -128,7 +128,7 @@ class ItemColumns(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[m
 
     @admin.display(description=gettext_lazy("state now"))
     def work(self, item: Any) -> Any:
-        """Return how the work of the run has ended, in words."""
+        """Return how the code of the run has ended, in words."""
         return words_of_stop(item.stop_state) or "-"
 
     @admin.display(description=gettext_lazy("executor told"))

@@ -16,6 +16,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from django_run_cancel.admin import overview
+from django_run_cancel.admin.columns import shown
 from django_run_cancel.admin.items import chosen_of, table_of
 from django_run_cancel.admin.live import REFRESH_SECONDS, LiveSummaryMixin
 from django_run_cancel.admin.mixins import CancelRunsAdminMixin
@@ -120,7 +121,7 @@ class CancellationPageMixin(LiveSummaryMixin):
                 left,
             )
             texts = [
-                text % {"count": overview.shown(left)},
+                text % {"count": shown(left)},
                 _("What is cancelled stays cancelled, with what is below it."),
             ]
         yes = found.can_abort and _("Yes, abort")

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from django.contrib import admin, messages
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
+from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from django_run_cancel.admin.announcements import FailedDeliveriesMixin
@@ -44,6 +45,9 @@ class RetryMixin(FailedDeliveriesMixin):
     def retry(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         """Make due again what has failed for good."""
         count = retry_deliveries(self.items_of(queryset))
+        if not count:
+            self.message_user(request, _("No delivery has failed."), messages.WARNING)
+            return
         text = ngettext("%d delivery is due again.", "%d deliveries are due again.", count)
         self.message_user(request, text % count, messages.SUCCESS)
 

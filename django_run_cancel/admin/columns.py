@@ -28,7 +28,7 @@ def state_badge(run: Any) -> Any:
 
 
 def state_and_time(run: Any) -> Any:
-    """Return the state and, of a run whose work goes on, for how long it has had it."""
+    """Return the state and, of a run whose code goes on, for how long it has had it."""
     moment = in_state_since(run)
     if moment is None or run.status in WAITING or not is_going_on(run):
         return state_badge(run)
@@ -36,7 +36,7 @@ def state_and_time(run: Any) -> Any:
 
 
 def is_going_on(run: Any) -> bool:
-    """Tell whether a run is active, or its work may go on after it was cancelled."""
+    """Tell whether a run is active, or its code may go on after it was cancelled."""
     return run.status in ACTIVE or run.stop_state == StopState.STOPPING
 
 
@@ -104,6 +104,13 @@ def _time(moment: datetime, text: str) -> Any:
     local = timezone.localtime(moment)
     exact = f"{formats.date_format(local, 'DATE_FORMAT')}, {local:%H:%M:%S}"
     return format_html('<time datetime="{}" title="{}">{}</time>', moment.isoformat(), exact, text)
+
+
+def shown(count: int, limit: int | None = None) -> str:
+    """Return a number as people read it, with a plus when there are more than were counted."""
+    if limit is not None and count > limit:
+        return f"{formats.number_format(limit, force_grouping=True)}+"
+    return formats.number_format(count, force_grouping=True)
 
 
 def heading(run: Any) -> Any:

@@ -12,6 +12,7 @@ from django.contrib import messages
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.core.exceptions import PermissionDenied
 from django.db import DatabaseError, OperationalError, connections, router, transaction
+from django.db.models import Exists, OuterRef
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, reverse
@@ -20,9 +21,11 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 
 from django_run_cancel.admin.base import AddressMixin, link
+from django_run_cancel.admin.columns import shown
 from django_run_cancel.admin.forms import RESULTS, CancelForm
 from django_run_cancel.admin.worker import warn_of_worker
 from django_run_cancel.cancellation.arguments import MAX_RUN_ID_LENGTH, MAX_RUN_IDS
+from django_run_cancel.cancellation.force import told_by_force
 from django_run_cancel.cancellation.origin import Origin
 from django_run_cancel.cancellation.results import CancelResult
 from django_run_cancel.cancellation.service import cancel_runs
@@ -80,17 +83,31 @@ class ConfirmMixin(AddressMixin):
         cancellation_id = request.GET.get("cancellation_id", "")
         if request.method == "POST" or not cancellation_id:
             return self._ask_or_cancel(request, "kill")
-        run_ids = self._stopping_of(request, cancellation_id)
-        return self._ask(request, "kill", run_ids, request.GET.get("next", ""))
+        run_ids = self._killable_of(request, cancellation_id)
+        if len(run_ids) > MAX_RUN_IDS:
+            text = _(
+                "More than %(count)s runs of the cancellation can be killed. These are the first: "
+                "kill the others afterwards, in the same way."
+            )
+            self.message_user(request, text % {"count": shown(MAX_RUN_IDS)}, messages.WARNING)
+        return self._ask(request, "kill", run_ids[:MAX_RUN_IDS], request.GET.get("next", ""))
 
-    def _stopping_of(self, request: HttpRequest, cancellation_id: str) -> list[str]:
-        """Return the ids of runs of a cancellation that still stop, of many the first ones."""
+    def _killable_of(self, request: HttpRequest, cancellation_id: str) -> list[str]:
+        """Return ids of runs of a cancellation that still stop, at most one more than a page takes.
+
+        Without runs that have no executor, or whose executor is or was told to kill them: these
+        would be the first ones again when the page is asked for the others.
+        """
         if not is_storable(cancellation_id, MAX_RUN_ID_LENGTH):
             return []
         runs = self.get_queryset(request).filter(
             stop_state=StopState.STOPPING, cancellation__cancellation_id=cancellation_id
         )
-        return list(runs.order_by("pk").values_list("run_id", flat=True)[:MAX_RUN_IDS])
+        told = told_by_force().filter(
+            run_id=OuterRef("run_id"), external_id=OuterRef("external_id")
+        )
+        runs = runs.exclude(backend="").exclude(external_id="").exclude(Exists(told))
+        return list(runs.order_by("pk").values_list("run_id", flat=True)[: MAX_RUN_IDS + 1])
 
     def _ask_or_cancel(self, request: HttpRequest, page: Page) -> HttpResponse:
         if request.method != "POST":
@@ -208,20 +225,26 @@ class ConfirmMixin(AddressMixin):
         asked = [item for item in plan.items if item.via == Via.REQUESTED]
         asked.sort(key=lambda item: list(Outcome).index(item.outcome))
         below = [item for item in plan.items if item.via == Via.CASCADE]
-        shown = [item.run_id for item in [*asked[:SAMPLE], *below[:SAMPLE]] if item.previous_status]
-        runs = self.get_queryset(request).filter(run_id__in=shown)
+        listed = [
+            item.run_id for item in [*asked[:SAMPLE], *below[:SAMPLE]] if item.previous_status
+        ]
+        runs = self.get_queryset(request).filter(run_id__in=listed)
         by_id = {run.run_id: run for run in runs}
+        counts = count_outcomes(plan)
         return {
             "forced": plan.forced,
-            "counts": count_outcomes(plan),
-            "max_tree": settings.MAX_TREE if plan.postponed else 0,
+            "counts": counts,
+            "shown": {name: shown(count) for name, count in counts.items()},
+            "max_tree": plan.postponed and shown(settings.MAX_TREE),
             "sample": [(by_id.get(item.run_id), item) for item in asked[:SAMPLE]],
             "more": len(asked) - SAMPLE,
+            "more_shown": shown(len(asked) - SAMPLE),
             # Children go with their parents, but nobody is shown those of others.
             "below": [
                 (by_id[item.run_id], item) for item in below[:SAMPLE] if item.run_id in by_id
             ],
             "more_below": len(below) - SAMPLE,
+            "more_below_shown": shown(len(below) - SAMPLE),
         }
 
     def _render(self, request: HttpRequest, context: dict[str, Any]) -> HttpResponse:

@@ -48,7 +48,7 @@ class StatusFilter(SimpleListFilter):
 
 
 class StopStateFilter(SimpleListFilter):
-    """By how the work of a cancelled run ended, or has yet to."""
+    """By how the code of a cancelled run ended, or has yet to."""
 
     title = _("how its code ended")
     parameter_name = "stop_state"

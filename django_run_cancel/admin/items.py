@@ -11,9 +11,8 @@ from django.utils.html import format_html
 from django.utils.translation import gettext as _
 
 from django_run_cancel.admin.base import link
-from django_run_cancel.admin.columns import short_id
+from django_run_cancel.admin.columns import short_id, shown
 from django_run_cancel.admin.mixins import CancelRunsAdminMixin
-from django_run_cancel.admin.overview import shown
 from django_run_cancel.cancellation.evidence import with_evidence
 from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
 from django_run_cancel.states import (

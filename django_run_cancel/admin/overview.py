@@ -16,7 +16,7 @@ from django.utils.translation import ngettext
 
 from django_run_cancel.admin.base import MAX_COUNTED
 from django_run_cancel.admin.bulk import describe
-from django_run_cancel.admin.columns import age, clock, duration
+from django_run_cancel.admin.columns import age, clock, duration, shown
 from django_run_cancel.cancellation.progress import Progress, progress_of
 from django_run_cancel.models import (
     Cancellation,
@@ -38,12 +38,12 @@ ENDED = (StopState.ACKNOWLEDGED, StopState.KILLED, StopState.PRESUMED)
 
 @dataclass(frozen=True)
 class Overview:
-    """How far a cancellation is, and what has become of the work.
+    """How far a cancellation is, and what has become of the code.
 
     Attributes:
         record: The cancellation.
         progress: Counts of the runs.
-        stops: Numbers of its runs by how their work ended, none above ``MAX_COUNTED`` + 1.
+        stops: Numbers of its runs by how their code ended, none above ``MAX_COUNTED`` + 1.
         failed_deliveries: Executors that could not be told, none above ``MAX_COUNTED`` + 1.
         failed_handlings: The same of handlers.
         failed_chunks: Parts that could not be written.
@@ -64,7 +64,7 @@ class Overview:
 
     @property
     def stopped(self) -> int:
-        """Runs whose work had started, and has ended."""
+        """Runs whose code had started, and has ended."""
         return sum(self.stops[state] for state in ENDED)
 
     @property
@@ -116,13 +116,6 @@ def _bounded(rows: QuerySet[Any]) -> int:
     return rows.order_by()[: MAX_COUNTED + 1].count()
 
 
-def shown(count: int, limit: int | None = None) -> str:
-    """Return a number as people read it, with a plus when there are more than were counted."""
-    if limit is not None and count > limit:
-        return f"{formats.number_format(limit, force_grouping=True)}+"
-    return formats.number_format(count, force_grouping=True)
-
-
 def badge(overview: Overview) -> Any:
     """Return the state in words, on a ground whose colour goes with it."""
     is_stopping = bool(overview.stops[StopState.STOPPING])
@@ -146,7 +139,8 @@ def _state(record: Cancellation, progress: Progress, is_stopping: bool) -> tuple
         return "failed", _("some runs could not be cancelled")
     if is_stopping:
         return "stopping", _("cancelled, some runs are stopping")
-    if progress.cancelled_count or progress.cascaded_count:
+    # Runs that were cancelled before may be stopping, as those of another cancellation.
+    if progress.cancelled_count > progress.already_count or progress.cascaded_count:
         return "completed", _("cancelled, no run is stopping")
     return "waiting", _("no run was cancelled")
 

@@ -219,5 +219,5 @@ def _times(run: Any) -> Iterator[tuple[Any, Any]]:
         if moment := getattr(run, name):
             label = run._meta.get_field(name).verbose_name
             if name == "finished_at" and run.status == RunStatus.CANCELLED:
-                label = _("cancelled at")  # its work may not have finished
+                label = _("cancelled at")  # its code may not have finished
             yield label, clock(moment)

@@ -65,6 +65,13 @@ def is_told_by_force(item: CancellationItem) -> bool:
     return item.force and item.delivery != Delivery.FAILED
 
 
+def told_by_force() -> QuerySet[CancellationItem]:
+    """Return the items of which ``is_told_by_force`` is true."""
+    return CancellationItem.objects.filter(force=True).exclude(
+        delivery__in=(Delivery.FAILED, Delivery.NOT_NEEDED)
+    )
+
+
 def last_delivery(run: AbstractRun) -> CancellationItem | None:
     """Return the latest item that sends or sent a stop request for a run; None without one."""
     items = CancellationItem.objects.filter(run_id=run.run_id, external_id=run.external_id)

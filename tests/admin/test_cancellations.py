@@ -175,6 +175,12 @@ class TestFailedDeliveries:
         assert first.next_attempt_at is not None
         assert CancellationItem.objects.filter(delivery="failed").count() == 1
 
+    def test_nothing_to_try_again(self, chief: Client, failed: list[CancellationItem]) -> None:
+        CancellationItem.objects.update(delivery="delivered")
+        answer = chief.post(ITEMS, {"action": "retry", "_selected_action": failed[0].pk})
+        assert said(answer) == ["No delivery has failed."]
+        assert set(CancellationItem.objects.values_list("delivery", flat=True)) == {"delivered"}
+
     def test_not_by_who_may_only_look(self, failed: list[CancellationItem]) -> None:
         looker = logged_in("looker", "view_cancellation", "view_cancellationitem")
         looker.post(ITEMS, {"action": "retry", "_selected_action": failed[0].pk})

@@ -148,6 +148,15 @@ class TestPageThatAsks:
         assert statuses(ours, theirs) == ["cancelled", "queued"]
 
 
+def test_large_numbers_have_separators(operator: Client) -> None:
+    parent = make_run("running")
+    make_runs(1_100, parent=parent)
+    shown = words(operator.get(CANCEL, {"run_id": parent.run_id}))
+    assert "1 run will be cancelled , and 1,100 runs below" in shown
+    assert "and 1,080 more" in shown
+    assert "Yes, cancel 1,101 runs" in shown
+
+
 def test_more_below_than_one_transaction_takes(operator: Client, settings: Any) -> None:
     settings.RUN_CANCEL_MAX_TREE = 1
     run = make_run("running", title="Crawl")

@@ -10,7 +10,7 @@ from django.contrib import admin
 from django.test import Client
 from django.utils import timezone
 
-from django_run_cancel.admin import announcements
+from django_run_cancel.admin import announcements, confirm
 from django_run_cancel.cancellation import (
     advance_bulk_cancellations,
     cancel_runs,
@@ -191,6 +191,47 @@ class TestKill:
         assert said(answer) == [f"{expected} What happened to each"]
         assert set(record.items.values_list("force", "delivery")) == {(True, "pending")}
         assert not other.items.get().force
+
+    def test_of_a_large_cancellation__the_others_follow(
+        self, chief: Client, monkeypatch: Any
+    ) -> None:
+        monkeypatch.setattr(confirm, "MAX_RUN_IDS", 2)
+        record = make_stopping(5)
+        CancellationItem.objects.update(delivery="delivered")
+        runs = get_run_model()._base_manager.order_by("pk")
+        without_executor = runs[0]
+        runs.filter(pk=without_executor.pk).update(external_id="")
+        query = {"cancellation_id": record.cancellation_id}
+        note = "More than 2 runs of the cancellation can be killed. These are the first:"
+        page = chief.get(KILL, query)
+        shown = words(page)
+        assert note in shown
+        assert "2 runs are still stopping and will be killed" in shown
+        chief.post(KILL, hidden(page))
+        CancellationItem.objects.filter(force=True).update(delivery="delivered")
+
+        page = chief.get(KILL, query)
+        shown = words(page)
+        assert note not in shown
+        assert "2 runs are still stopping and will be killed" in shown
+        chief.post(KILL, hidden(page))
+        told = CancellationItem.objects.filter(force=True, delivery="pending")
+        assert told.count() == 2
+        assert "There is nothing left to kill." in words(chief.get(KILL, query))
+
+        told.update(delivery="failed")
+        assert "2 runs are still stopping and will be killed" in words(chief.get(KILL, query))
+        assert not record.items.get(run_id=without_executor.run_id).force
+
+    def test_record_of_the_kill_says_nothing_of_the_end(self, chief: Client) -> None:
+        record = make_stopping()
+        page = chief.get(KILL, {"cancellation_id": record.cancellation_id})
+        chief.post(KILL, hidden(page))
+        killing = Cancellation.objects.latest("pk")
+        assert killing != record
+        shown = words(chief.get(f"{RECORDS}{killing.pk}/change/"))
+        assert "no run was cancelled" in shown
+        assert "no run is stopping" not in shown
 
     @pytest.mark.parametrize("cancellation_id", ["can_unknown", "\0", "x" * 400])
     def test_of_no_cancellation(self, chief: Client, cancellation_id: str) -> None:

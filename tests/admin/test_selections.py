@@ -100,6 +100,23 @@ def test_runs_that_come_later_are_not_touched(chief: Client) -> None:
     assert statuses(early, late) == ["cancelled", "queued"]
 
 
+def test_runs_that_ended_while_the_page_was_read(chief: Client) -> None:
+    run = make_run(title="Import")
+    page = ask(chief, "?q=import")
+    assert "1 run will be cancelled" in words(page)
+    get_run_model()._base_manager.filter(pk=run.pk).update(status="completed")
+    assert said(send(chief, page)) == ["There is nothing left to cancel."]
+    advance_bulk_cancellations(10)
+    assert statuses(run) == ["completed"]
+
+
+def test_large_numbers_have_separators(chief: Client) -> None:
+    make_runs(1_234)
+    shown = words(ask(chief, "?status=queued"))
+    assert "1,234 runs will be cancelled" in shown
+    assert "Yes, cancel 1,234 runs" in shown
+
+
 @pytest.mark.parametrize("query", ["", "?status=active", "?o=4", "?q=+"])
 def test_without_a_filter__needs_a_tick_of_its_own(chief: Client, query: str) -> None:
     run = make_run()
