@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from django_run_cancel.admin.base import MAX_COUNTED, AddressMixin, AnyModelAdmin, link
-from django_run_cancel.admin.columns import duration
+from django_run_cancel.admin.columns import duration, shown
 from django_run_cancel.conf import settings
 from django_run_cancel.models import CancellationItem
 from django_run_cancel.states import Delivery, StopState
@@ -69,15 +69,15 @@ class StoppingMixin(FailedDeliveriesMixin, AddressMixin):
             return
         if len(late) > OLDEST_STOPPING:
             text = _(
-                "More than %(count)d cancelled runs are still stopping, the longest for %(age)s."
+                "More than %(count)s cancelled runs are still stopping, the longest for %(age)s."
             )
         else:
             text = ngettext(
-                "%(count)d cancelled run is still stopping, for %(age)s.",
-                "%(count)d cancelled runs are still stopping, the longest for %(age)s.",
+                "%(count)s cancelled run is still stopping, for %(age)s.",
+                "%(count)s cancelled runs are still stopping, the longest for %(age)s.",
                 len(late),
             )
-        about = {"count": min(len(late), OLDEST_STOPPING), "age": duration(max(late))}
+        about = {"count": shown(min(len(late), OLDEST_STOPPING)), "age": duration(max(late))}
         see = link(
             self.admin_site, _("See which"), self._name("changelist"), query="?stop_state=stopping"
         )

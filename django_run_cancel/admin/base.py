@@ -16,6 +16,8 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext as _
 
+from django_run_cancel.admin.columns import shown
+
 if TYPE_CHECKING:
     AnyModelAdmin = ModelAdmin[Any]
     _Paginator = Paginator[Any]
@@ -64,8 +66,8 @@ class CappedChangeList(ChangeList):
         except OverflowError as error:  # a time that in UTC has no year from 1 to 9999
             raise IncorrectLookupParameters from error
         if getattr(self.paginator, "is_capped", False):
-            self.title = _("The first %(count)d of more; filter or search to see others") % {
-                "count": MAX_COUNTED
+            self.title = _("The first %(count)s of more; filter or search to see others") % {
+                "count": shown(MAX_COUNTED)
             }
 
     def get_ordering_field(self, field_name: Any) -> Any:

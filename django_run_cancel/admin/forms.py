@@ -10,6 +10,7 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext_lazy
 
+from django_run_cancel.admin.columns import shown
 from django_run_cancel.cancellation.arguments import (
     MAX_REASON_LENGTH,
     MAX_RUN_ID_LENGTH,
@@ -104,9 +105,9 @@ class BulkCancelForm(ReasonForm):
 def too_many() -> str:
     """Return what to say to somebody who selects more runs than one request takes."""
     return _(
-        "More than %(count)d runs are selected, and nothing has been cancelled. Select fewer with "
+        "More than %(count)s runs are selected, and nothing has been cancelled. Select fewer with "
         "the filters, or use the command manage.py cancel_runs, which takes any number."
-    ) % {"count": MAX_RUN_IDS}
+    ) % {"count": shown(MAX_RUN_IDS)}
 
 
 RESULTS = (

@@ -24,6 +24,7 @@ from django_run_cancel.admin.columns import (
     in_state_since,
     is_going_on,
     short_id,
+    shown,
     state_badge,
 )
 from django_run_cancel.admin.live import REFRESH_SECONDS, LiveSummaryMixin
@@ -114,14 +115,14 @@ class RunPageMixin(StoppingMixin, LiveSummaryMixin):
         # Without an order, which would need all of any number of children.
         rows = runs.filter(parent=run.pk).order_by().values_list("pk", "status", "stop_state")
         found = sorted((_rank(status, stop), pk) for pk, status, stop in rows[: MAX_COUNTED + 1])
-        shown = [pk for _rank_of, pk in found[:SHOWN_CHILDREN]]
-        by_pk = runs.in_bulk(shown)
+        first = [pk for _rank_of, pk in found[:SHOWN_CHILDREN]]
+        by_pk = runs.in_bulk(first)
         list_name = self._name("changelist")
         return {
             "children": [
                 {"link": self._link(child), "id": short_id(child.run_id), "run": child}
                 | {"badge": state_badge(child), "age": age(child.created_at)}
-                for child in (by_pk[pk] for pk in shown if pk in by_pk)
+                for child in (by_pk[pk] for pk in first if pk in by_pk)
             ],
             "children_counts": _counted(Counter(rank for rank, _pk in found)),
             "all_children": link(
@@ -148,17 +149,17 @@ def _counted(ranks: Counter[int]) -> str:
     if not total:
         return ""
     if total > MAX_COUNTED:
-        text = _("More than %(count)d runs directly below.") % {"count": MAX_COUNTED}
+        text = _("More than %(count)s runs directly below.") % {"count": shown(MAX_COUNTED)}
         first = _("Of the first of these:")  # in no f-string: Babel does not look there
         return f"{text} {first} {_by_rank(ranks)}"
-    text = ngettext("%(count)d run directly below:", "%(count)d runs directly below:", total)
-    return f"{text % {'count': total}} {_by_rank(ranks)}"
+    text = ngettext("%(count)s run directly below:", "%(count)s runs directly below:", total)
+    return f"{text % {'count': shown(total)}} {_by_rank(ranks)}"
 
 
 def _by_rank(ranks: Counter[int]) -> str:
-    texts = (_("%(count)d active"), _("%(count)d stopping"), _("%(count)d ended"))
+    texts = (_("%(count)s active"), _("%(count)s stopping"), _("%(count)s ended"))
     return ", ".join(
-        text % {"count": ranks[rank]} for rank, text in enumerate(texts) if ranks[rank]
+        text % {"count": shown(ranks[rank])} for rank, text in enumerate(texts) if ranks[rank]
     )
 
 

@@ -13,6 +13,7 @@ from django.http import HttpRequest
 from django.utils.translation import gettext as _
 
 from django_run_cancel.admin.base import MAX_COUNTED, AnyModelAdmin, starts_with
+from django_run_cancel.admin.columns import shown
 from django_run_cancel.db.search_indexes import Kind, SearchIndex
 
 MAX_WORDS = 10
@@ -111,10 +112,10 @@ class SearchMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[m
         names = getattr(request, SEARCHED_NEWEST, [])
         if names and request.method == "GET":
             text = _(
-                "Only in the newest %(count)d rows of this list were these searched: %(fields)s."
+                "Only in the newest %(count)s rows of this list were these searched: %(fields)s."
             )
             fields = ", ".join(str(self.opts.get_field(name).verbose_name) for name in names)
-            about = {"count": MAX_COUNTED, "fields": fields}
+            about = {"count": shown(MAX_COUNTED), "fields": fields}
             self.message_user(request, text % about, messages.WARNING)
         return page
 

@@ -116,7 +116,7 @@ class TestPageThatAsks:
     def test_too_many_ids(self, operator: Client) -> None:
         run_ids = json.dumps(["tsk_1"] * (MAX_RUN_IDS + 1))
         page = operator.post(CANCEL, {"run_ids": run_ids, "token": "t"})
-        assert "More than 1000 runs are selected" in words(page)
+        assert "More than 1,000 runs are selected" in words(page)
         assert not Cancellation.objects.exists()
 
     @pytest.mark.parametrize(

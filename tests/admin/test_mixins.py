@@ -108,7 +108,7 @@ class TestAction:
         settings.DATA_UPLOAD_MAX_NUMBER_FIELDS = None
         answer = tick(operator, make_runs(MAX_RUN_IDS + 1))
         (message,) = said(answer)
-        assert message.startswith("More than 1000 runs are selected, and nothing has been")
+        assert message.startswith("More than 1,000 runs are selected, and nothing has been")
         assert "manage.py cancel_runs" in message
         assert not Cancellation.objects.exists()
 

@@ -111,7 +111,7 @@ def test_action__more_than_one_request_takes(operator: Client) -> None:
     Report.objects.bulk_create(Report() for _ in range(MAX_RUN_IDS + 1))
     answer = tick(operator, [Report.objects.latest("pk")], select_across="1")
     (message,) = said(answer)
-    assert message.startswith("More than 1000 runs are selected, and nothing has been")
+    assert message.startswith("More than 1,000 runs are selected, and nothing has been")
 
 
 @pytest.mark.parametrize("missing", ["view", "cancel"])
