@@ -25,19 +25,20 @@ OLDEST_STOPPING = 1_000
 
 def announce_failed_deliveries(page: ModelAdmin[Any], request: HttpRequest) -> None:
     """Say how many executors could not be told, with a link for who may see which."""
-    failed = CancellationItem.objects.filter(delivery=Delivery.FAILED)[:MAX_COUNTED].count()
+    failed = CancellationItem.objects.filter(delivery=Delivery.FAILED)[: MAX_COUNTED + 1].count()
     if not failed:
         return
     text = ngettext(
-        "%d executor could not be told that its run is cancelled.",
-        "%d executors could not be told that their runs are cancelled.",
+        "%(count)s executor could not be told that its run is cancelled.",
+        "%(count)s executors could not be told that their runs are cancelled.",
         failed,
     )
+    about = {"count": shown(failed, MAX_COUNTED)}
     see: Any = ""
     if request.user.has_perm("django_run_cancel.view_cancellationitem"):
         name, query = "django_run_cancel_cancellationitem_changelist", "?delivery__exact=failed"
         see = link(page.admin_site, _("See which"), name, query=query)
-    page.message_user(request, format_html("{} {}", text % failed, see), messages.ERROR)
+    page.message_user(request, format_html("{} {}", text % about, see), messages.ERROR)
 
 
 class FailedDeliveriesMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]

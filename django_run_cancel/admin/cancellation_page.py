@@ -16,6 +16,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from django_run_cancel.admin import overview
+from django_run_cancel.admin.base import MAX_COUNTED
 from django_run_cancel.admin.columns import shown
 from django_run_cancel.admin.items import chosen_of, table_of
 from django_run_cancel.admin.live import REFRESH_SECONDS, LiveSummaryMixin
@@ -182,20 +183,22 @@ class CancellationPageMixin(LiveSummaryMixin):
 
 def _failures(found: Overview) -> Iterator[str]:
     if count := found.failed_chunks:
-        text = ngettext("%d run could not be written.", "%d runs could not be written.", count)
-        yield text % count
+        text = ngettext(
+            "%(count)s run could not be written.", "%(count)s runs could not be written.", count
+        )
+        yield text % {"count": shown(count, MAX_COUNTED)}
     if count := found.failed_deliveries:
         text = ngettext(
-            "%d executor could not be told that its run is cancelled.",
-            "%d executors could not be told that their runs are cancelled.",
+            "%(count)s executor could not be told that its run is cancelled.",
+            "%(count)s executors could not be told that their runs are cancelled.",
             count,
         )
-        yield text % count
+        yield text % {"count": shown(count, MAX_COUNTED)}
         failed = CancellationItem.objects.filter(
             cancellation=found.record, delivery=Delivery.FAILED
         )
         if error := failed.exclude(last_error="").values_list("last_error", flat=True).first():
             yield _("One of the errors: %s") % error
     if count := found.failed_handlings:
-        text = ngettext("%d handler has failed.", "%d handlers have failed.", count)
-        yield text % count
+        text = ngettext("%(count)s handler has failed.", "%(count)s handlers have failed.", count)
+        yield text % {"count": shown(count, MAX_COUNTED)}

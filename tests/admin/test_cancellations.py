@@ -9,6 +9,7 @@ import pytest
 from django.contrib import admin
 from django.test import Client
 
+from django_run_cancel.admin import announcements, cancellation_page
 from django_run_cancel.admin.items import SHOWN_ITEMS
 from django_run_cancel.cancellation import cancel_runs
 from django_run_cancel.cancellation.origin import Origin
@@ -163,6 +164,17 @@ class TestFailedDeliveries:
         assert len(chief.get(f"{ITEMS}?delivery__exact=failed").context["cl"].result_list) == 2
         CancellationItem.objects.update(delivery="delivered")
         assert "could not be told" not in text(chief.get(url))
+
+    def test_more_than_are_counted(
+        self, chief: Client, failed: list[CancellationItem], monkeypatch: Any
+    ) -> None:
+        monkeypatch.setattr(announcements, "MAX_COUNTED", 1)
+        expected = "1+ executors could not be told that their runs are cancelled."
+        assert expected in text(chief.get(ITEMS))
+        monkeypatch.setattr(cancellation_page, "MAX_COUNTED", 1)
+        record = failed[0].cancellation
+        CancellationItem.objects.update(cancellation=record)
+        assert expected in text(chief.get(f"{RECORDS}{record.pk}/retry/"))
 
     @pytest.mark.parametrize("url", [RECORDS, ITEMS])
     def test_are_tried_again(self, chief: Client, failed: list[CancellationItem], url: str) -> None:
