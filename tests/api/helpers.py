@@ -30,6 +30,41 @@ CONTRACT = Path(__file__).parent.parent / "contract"
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_SECONDS = 1.0
 
+# All of them take a GET, but for the first four.
+ENDPOINTS = [
+    BULK,
+    f"/v1/runs/{UNKNOWN}/cancel",
+    "/v1/cancellations/can_1/retry",
+    "/v1/cancellations/can_1/abort",
+    "/v1/runs",
+    f"/v1/runs/{UNKNOWN}",
+    "/v1/cancellations",
+    "/v1/cancellations/can_1",
+    "/v1/cancellations/can_1/items",
+    "/v1/openapi.json",
+]
+POSTS, GETS = ENDPOINTS[:4], ENDPOINTS[4:]
+
+QUEUED = {"filter": {"status": "queued"}}
+
+RUN_FIELDS = {
+    "run_id",
+    "run_type",
+    "status",
+    "state",
+    "parent_run_id",
+    "title",
+    "metadata",
+    "created_at",
+    "queued_at",
+    "started_at",
+    "finished_at",
+    "failure_reason",
+    "cancellation_id",
+    "stop_state",
+    "stopped_at",
+}
+
 
 def assert_sound(response: HttpResponse, *statuses: int) -> Any:
     """Check that an answer is JSON, small and no fault of the server's; return what it says."""
@@ -167,3 +202,11 @@ def impatient() -> Iterator[None]:
     yield
     with connection.cursor() as db:
         db.execute(normal)
+
+
+def ids_of(run: Any) -> bytes:
+    return json.dumps({"run_ids": [run.run_id]}).encode()
+
+
+def cancel_one(client: ApiClient, run_id: str, **body: Any) -> Any:
+    return client.send(f"/v1/runs/{run_id}/cancel", body)
