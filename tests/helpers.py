@@ -132,3 +132,10 @@ class ApiClient(Client):
         data = body if isinstance(body, bytes | str) else json.dumps(body)
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         return self.generic("POST", path, data, content_type=content_type, headers=sent)
+
+
+def found(check: Any) -> list[str]:
+    """Return the numbers of what a check finds; each finding has a hint."""
+    messages = check()
+    assert all(message.hint for message in messages)
+    return [message.id.removeprefix("django_run_cancel.") for message in messages]

@@ -1,3 +1,5 @@
+"""The system checks of run models, backends, deliveries, databases and the schema."""
+
 from __future__ import annotations
 
 from datetime import timedelta
@@ -22,17 +24,9 @@ from django_run_cancel.checks import (
     check_schema,
     check_settings,
 )
-from django_run_cancel.conf import RunCancelSettings, settings
 from django_run_cancel.models import AbstractRun, CancellationItem
 from django_run_cancel.states import RunStatus
-from tests.helpers import IS_POSTGRESQL, IS_SQLITE, make_run
-
-
-def found(check: Any) -> list[str]:
-    """Return the numbers of what a check finds; each finding has a hint."""
-    messages = check()
-    assert all(message.hint for message in messages)
-    return [message.id.removeprefix("django_run_cancel.") for message in messages]
+from tests.helpers import IS_POSTGRESQL, IS_SQLITE, found, make_run
 
 
 @pytest.mark.django_db
@@ -104,88 +98,6 @@ def test_run_model__meta_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr("django_run_cancel.checks.get_run_model", lambda model=model: model)
         assert found(check_run_model) == expected, model
-
-
-@pytest.mark.parametrize("path", ["nowhere.scope", "os.nothing", "os.sep", "nonsense", 5])
-def test_settings__scope(path: Any) -> None:
-    with override_settings(RUN_CANCEL_SCOPE=path):
-        assert found(check_settings) == ["E004"]
-    with override_settings(RUN_CANCEL_SCOPE="django_run_cancel.api.permissions.default_scope"):
-        assert found(check_settings) == []
-
-
-@pytest.mark.parametrize("prefixes", [[], {"a": ""}, {"a": "x" * 33}, {"": "a_"}, {1: "a_"}])
-def test_settings__prefixes(prefixes: Any) -> None:
-    with override_settings(RUN_CANCEL_ID_PREFIXES=prefixes):
-        assert found(check_settings) == ["E005"]
-
-
-def test_settings__misspelt() -> None:
-    with override_settings(RUN_CANCEL_SCOOP="x"):
-        assert found(check_settings) == ["W001"]
-        assert "RUN_CANCEL_SCOOP" in check_settings()[0].msg
-
-
-def test_settings__read_late_with_defaults() -> None:
-    assert settings.SCOPE is None
-    with override_settings(RUN_CANCEL_SCOPE="a.b"):
-        assert settings.SCOPE == "a.b"
-    assert RunCancelSettings.names()[0] == "RUN_CANCEL_RUN_MODEL"
-    assert settings.GRACE_SECONDS == 30
-    with pytest.raises(AttributeError):
-        settings.SCOOP  # noqa: B018
-
-
-@pytest.mark.parametrize("handlers", ["os.getpid", ["os.sep"], ["nowhere.handler"], [5], None])
-def test_settings__handlers(handlers: Any) -> None:
-    with override_settings(RUN_CANCEL_HANDLERS=handlers):
-        assert found(check_settings) == ["E009"]
-    with override_settings(RUN_CANCEL_HANDLERS=["os.getpid"]):
-        assert found(check_settings) == []
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "POLL_SECONDS",
-        "HEARTBEAT_SECONDS",
-        "GRACE_SECONDS",
-        "PRESUME_SECONDS",
-        "STALLED_SECONDS",
-        "MAX_ATTEMPTS",
-        "MAX_TREE",
-        "MAX_LOCK_MS",
-        "MAX_BULK",
-    ],
-)
-def test_settings__numbers(name: str) -> None:
-    for value in (
-        0,
-        -1,
-        "5",
-        True,
-        float("inf"),
-        float("nan"),
-        *([None] if name != "STALLED_SECONDS" else []),
-    ):
-        with override_settings(**{f"RUN_CANCEL_{name}": value}):
-            assert found(check_settings) == ["E012"], value
-
-
-@pytest.mark.parametrize("name", ["MAX_ATTEMPTS", "MAX_TREE", "MAX_LOCK_MS", "MAX_BULK"])
-def test_settings__whole_numbers(name: str) -> None:
-    for value, expected in {1.5: ["E012"], 1: []}.items():
-        with override_settings(**{f"RUN_CANCEL_{name}": value}):
-            assert found(check_settings) == expected
-
-
-def test_settings__numbers_that_do_not_fit_together() -> None:
-    with override_settings(RUN_CANCEL_GRACE_SECONDS=300):
-        assert found(check_settings) == ["W008"]
-    with override_settings(RUN_CANCEL_STALLED_SECONDS=20):
-        assert found(check_settings) == ["W009"]
-    with override_settings(RUN_CANCEL_STALLED_SECONDS=60):
-        assert found(check_settings) == []
 
 
 class Picky(BaseBackend):
@@ -276,11 +188,6 @@ def test_failed_deliveries__before_the_first_migrate(monkeypatch: pytest.MonkeyP
     assert found(partial(check_deliveries, databases=["default"])) == []
 
 
-def test_settings__without_time_zones() -> None:
-    with override_settings(USE_TZ=False):
-        assert found(check_settings) == ["E006"]
-
-
 @pytest.mark.skipif(not IS_POSTGRESQL, reason="only PostgreSQL can tell")
 def test_databases__listening_without_psycopg_3(monkeypatch: pytest.MonkeyPatch) -> None:
     from django.db.backends.postgresql import psycopg_any
@@ -289,21 +196,6 @@ def test_databases__listening_without_psycopg_3(monkeypatch: pytest.MonkeyPatch)
         assert found(check_databases) == []
         monkeypatch.setattr(psycopg_any, "is_psycopg3", False)
         assert found(check_databases) == ["W010"]
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [
-        ("TRACK", ["a.*"], []),
-        ("TRACK", "a.*", ["E017"]),
-        ("TRACK", [1], ["E017"]),
-        ("DESCRIBE", "os.path.join", []),
-        ("DESCRIBE", "os.path.nothing", ["E018"]),
-    ],
-)
-def test_settings__of_integrations(name: str, value: Any, expected: list[str]) -> None:
-    with override_settings(**{f"RUN_CANCEL_{name}": value}):
-        assert found(check_settings) == expected
 
 
 class RunsElsewhere:

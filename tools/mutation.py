@@ -43,8 +43,8 @@ TESTS = {
     "execution": ["tests/execution"],
     # The checks of databases are a module of models; the migration has the columns.
     "models": [
-        *("tests/models", "tests/test_states.py", "tests/test_checks.py", "tests/test_hosts.py"),
-        "tests/cancellation",
+        *("tests/models", "tests/test_states.py", "tests/test_hosts.py", "tests/cancellation"),
+        *("tests/test_checks.py", "tests/test_settings_checks.py"),
     ],
 }
 """The tests that should notice a change, by the folder that it is made in."""
