@@ -29,8 +29,8 @@ ONCE = tuple(
         "api/test_schema.py",
         "api/test_schemathesis.py",
         "backends/test_process.py",
+        "docs",
         "execution/test_greenlets.py",
-        "test_docs.py",
         "test_hosts.py",
         "test_translations.py",
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import django_run_cancel
-from tests.test_docs import TEXT, headings, rows, section
+from tests.docs.helpers import TEXT, headings, rows, section
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(django_run_cancel.__file__).parent
