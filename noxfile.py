@@ -32,7 +32,7 @@ ONCE = tuple(
         "docs",
         "execution/test_greenlets.py",
         "test_hosts.py",
-        "test_translations.py",
+        "translations",
     )
 )
 
