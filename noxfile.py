@@ -29,6 +29,7 @@ ONCE = tuple(
         "api/test_schema.py",
         "api/test_schemathesis.py",
         "backends/test_process.py",
+        "backends/test_process_jobs.py",
         "docs",
         "execution/test_greenlets.py",
         "test_hosts.py",
