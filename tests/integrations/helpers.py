@@ -18,3 +18,7 @@ def cancel(task_id: str) -> None:
 
 def has_status(task_id: str, status: str) -> bool:
     return get_run_model()._default_manager.filter(run_id=task_id, status=status).exists()
+
+
+def has_runs() -> bool:
+    return get_run_model()._default_manager.exists()

@@ -1,21 +1,18 @@
-"""Procrastinate tasks of a host as runs, in memory: deferring, executing, retrying, cancelling."""
+"""Executing Procrastinate tasks of a host as runs, in memory: ends, retries and cancellations."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync, sync_to_async
-from django.db import connections, transaction
+from asgiref.sync import sync_to_async
+from django.db import connections
 
 from django_run_cancel.cancellation import cancel_runs
 from django_run_cancel.exceptions import RunCancelled
-from django_run_cancel.execution import checkpoint, current_run, execution
-from django_run_cancel.models import get_run_model
+from django_run_cancel.execution import checkpoint, current_run
 from django_run_cancel.testing import wait_until
 from tests.helpers import make_run
 from tests.services import require_package
@@ -24,15 +21,16 @@ require_package("procrastinate")
 
 from procrastinate import App, RetryStrategy
 from procrastinate.exceptions import JobAborted
-from procrastinate.jobs import Job
 from procrastinate.testing import InMemoryConnector
 
 from django_run_cancel.integrations.procrastinate import cancellable
 from tests.integrations.helpers import cancel, run_of
+from tests.integrations.procrastinate_memory import run_id, runs, status, work
 
-pytestmark = pytest.mark.django_db(transaction=True)
-
-PERIOD = 1_700_000_000
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("threads_leave_no_connections"),
+]
 
 
 @pytest.fixture
@@ -40,46 +38,6 @@ def app() -> App:
     app = App(connector=InMemoryConnector())
     cancellable(app)
     return app
-
-
-def closing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Close the connections of the thread that a worker uses, as it ends then."""
-
-    def close(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        finally:
-            if threading.current_thread() is not threading.main_thread():
-                connections.close_all()
-
-    return close
-
-
-@pytest.fixture(autouse=True)
-def _threads_leave_no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    from django_run_cancel.execution.block import ExecutionBlock
-
-    monkeypatch.setattr(ExecutionBlock, "__exit__", closing(ExecutionBlock.__exit__))
-    monkeypatch.setattr(ExecutionBlock, "__enter__", closing(ExecutionBlock.__enter__))
-
-
-def work(app: App) -> None:
-    """Execute what is due."""
-    worker: Any = app.run_worker_async
-    async_to_sync(worker)(wait=False, install_signal_handlers=False, listen_notify=False)
-
-
-def status(app: App, job_id: int) -> str:
-    connector: Any = app.connector
-    return str(connector.jobs[job_id]["status"])
-
-
-def run_id(job_id: int) -> str:
-    return f"procrastinate-{job_id}"
-
-
-def runs() -> Any:
-    return get_run_model()._default_manager
 
 
 class TestExecuting:
@@ -291,100 +249,3 @@ def make_failing(app: App, kind: str, **options: Any) -> Any:
 
     functions: dict[str, Any] = {"function": fails, "coroutine": afails}
     return app.task(name="host.fails", **options)(functions.get(kind, returns))
-
-
-class TestDeferring:
-    def test_run_waits_for_the_commit(self, app: App, settings: Any) -> None:
-        path = "django_run_cancel.backends.procrastinate.ProcrastinateBackend"
-        settings.RUN_CANCEL_BACKENDS = {"jobs": {"BACKEND": path}}
-        with transaction.atomic():
-            job_id = app.configure_task("host.task").defer()
-            assert not runs().exists()
-        run = run_of(run_id(job_id))
-        assert (run.status, run.backend, run.external_id) == ("queued", "jobs", run.run_id)
-
-    def test_many_at_once(self, app: App) -> None:
-        deferrer: Any = app.configure_task("host.task")
-        if not hasattr(deferrer, "batch_defer"):
-            pytest.skip("Older versions defer single jobs only.")
-        assert len(deferrer.batch_defer({"x": 1}, {"x": 2})) == 2
-        async_to_sync(deferrer.batch_defer_async)({"x": 3})
-        assert runs().count() == 3
-
-    def test_in_a_transaction_of_the_host_itself(self, app: App) -> None:
-        """Where another connection is given, it may be rolled back."""
-        manager: Any = app.job_manager
-        job = Job(queue="default", lock=None, queueing_lock=None, task_name="host.task")
-        if not hasattr(manager, "batch_defer_jobs"):
-            pytest.skip("Older versions take no connection.")
-        manager.defer_job(job, connection=object())
-        async_to_sync(manager.defer_job_async)(job, connection=object())
-        assert not runs().exists()
-
-    def test_periodic__once(self, app: App) -> None:
-        job = Job(
-            queue="default",
-            lock=None,
-            queueing_lock=None,
-            task_name="host.task",
-            task_kwargs={"timestamp": PERIOD},
-        )
-        for _ in range(2):
-            async_to_sync(app.job_manager.defer_periodic_job)(
-                job=job, periodic_id="", defer_timestamp=PERIOD
-            )
-        assert runs().count() == 1
-
-    @pytest.mark.parametrize("is_cancelled", [False, True])
-    def test_parent_of_a_run_that_a_consumer_has_created(
-        self, app: App, is_cancelled: bool
-    ) -> None:
-        """The consumer was quicker than the publisher, and does not know the parent."""
-        parent = make_run(tenant="acme")
-        make_run("running", run_id=run_id(1), tenant="")
-        with suppress(RunCancelled), execution(parent.run_id):
-            if is_cancelled:
-                cancel(parent.run_id)
-            app.configure_task("host.task").defer()
-        run = run_of(run_id(1))
-        assert (run.parent, run.tenant) == (parent, "acme")
-        assert run.status == ("cancelled" if is_cancelled else "running")
-
-    def test_not_tracked(self, app: App, settings: Any) -> None:
-        app.configure_task("builtin:procrastinate.builtin_tasks.remove_old_jobs").defer(max_hours=1)
-        app.configure_task("host.task", queueing_lock="run_cancel-1").defer(run_id="tsk_1")
-        settings.RUN_CANCEL_TRACK = ["other.*"]
-
-        @app.task(name="host.task")
-        def task() -> None:
-            assert current_run() is None
-
-        job_id = task.defer()
-        work(app)
-        assert status(app, job_id) == "succeeded"
-        assert not runs().exists()
-
-    def test_cancelled_by_the_means_of_procrastinate(self, app: App) -> None:
-        manager = app.job_manager
-        first, second = (app.configure_task("host.task").defer() for _ in range(2))
-        assert manager.cancel_job_by_id(first)
-        assert not manager.cancel_job_by_id(first)
-        assert async_to_sync(manager.cancel_job_by_id_async)(job_id=second)
-        assert not async_to_sync(manager.cancel_job_by_id_async)(job_id=second)
-        for job_id in (first, second):
-            run = run_of(run_id(job_id))
-            assert (run.status, run.cancellation.requested_by) == ("cancelled", "procrastinate")
-
-    def test_cancelled_in_an_event_loop(self, caplog: Any) -> None:
-        """The ORM is refused there, but not every connector."""
-        app: Any = App(connector=InMemoryConnector())
-        app.job_manager.cancel_job_by_id = lambda job_id: True
-        cancellable(app)
-        job_id = app.configure_task("host.task").defer()
-
-        async def cancel_job() -> Any:
-            return app.job_manager.cancel_job_by_id(job_id)
-
-        assert asyncio.run(cancel_job())
-        assert run_of(run_id(job_id)).status == "queued"
-        assert f"The run of the job {job_id} was not cancelled." in caplog.text
