@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(IS_SQLITE, reason="SQLite locks the whole database."),
 ]
 
-TABLE = get_run_model()._meta.db_table
+UPDATE = f"UPDATE {connection.ops.quote_name(get_run_model()._meta.db_table)} "
 
 
 def is_waited_for() -> bool:
@@ -87,7 +87,7 @@ def test_change_of_the_status_waits(action: Callable[[Any], None]) -> None:
     deadlocks: list[Any] = []
 
     def pause_before_update(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
-        if sql.startswith("UPDATE") and TABLE in sql and not locked.is_set():
+        if UPDATE in sql and not locked.is_set():
             locked.set()
             wait_until(is_waited_for, "the other statement to wait")
         try:
