@@ -32,6 +32,7 @@ ONCE = tuple(
         "backends/test_process_jobs.py",
         "docs",
         "execution/test_greenlets.py",
+        "faults/test_web.py",
         "test_hosts.py",
         "translations",
     )
