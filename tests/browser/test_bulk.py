@@ -42,7 +42,7 @@ def test_across_pages(chief: Page) -> None:
     runs = make_runs(MAX_RUN_IDS + 1, title="Import")
     select_all(chief, MAX_RUN_IDS + 1)
     run_action(chief)
-    expect(chief.locator(".run-cancel")).to_contain_text("1001 runs will be cancelled")
+    expect(chief.locator(".run-cancel")).to_contain_text("1,001 runs will be cancelled")
     expect(chief.locator(".run-cancel-sample tbody tr")).to_have_count(20)
     everything = chief.get_by_label("Yes, all active runs: no filter is set")
     yes(chief, "Wrong year")  # the browser asks for the tick
