@@ -179,7 +179,8 @@ def measure_others(count: int) -> None:
         ended = time.time()
         client.terminate()
         assert client.stdout is not None
-        waits = [tuple(map(float, line.split())) for line in client.stdout]
+        lines = [line for line in client.stdout if line.endswith("\n")]  # the last may be cut off
+    waits = [tuple(map(float, line.split())) for line in lines]
     quiet = [wait for at, wait in waits if at < begun]
     busy = [wait for at, wait in waits if begun < at < ended]
     before, meanwhile = (statistics.quantiles(each, n=20)[-1] for each in (quiet, busy))
