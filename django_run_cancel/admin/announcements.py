@@ -41,7 +41,7 @@ def announce_failed_deliveries(page: ModelAdmin[Any], request: HttpRequest) -> N
     page.message_user(request, format_html("{} {}", text % about, see), messages.ERROR)
 
 
-class FailedDeliveriesMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
+class FailedDeliveriesMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]  # a base for mypy alone
     """Says on lists that executors could not be told."""
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:

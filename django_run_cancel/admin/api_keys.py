@@ -92,7 +92,7 @@ class ApiKeyAdmin(WorkerWarningMixin, FewLookupsMixin, AnyModelAdmin):
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         """Save a key, and generate a new one."""
         if not change:
-            request.new_api_key = obj.set_key()  # type: ignore[attr-defined]
+            request.new_api_key = obj.set_key()  # type: ignore[attr-defined]  # ours, for the next page
         super().save_model(request, obj, form, change)
 
     def response_add(
@@ -105,7 +105,7 @@ class ApiKeyAdmin(WorkerWarningMixin, FewLookupsMixin, AnyModelAdmin):
             "media": self.media,
             "title": _("The new API key"),
             "row": obj,
-            "key": request.new_api_key,  # type: ignore[attr-defined]
+            "key": request.new_api_key,  # type: ignore[attr-defined]  # set in save_model()
         }
         warn_of_worker(self, request)
         request.current_app = self.admin_site.name

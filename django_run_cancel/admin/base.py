@@ -76,7 +76,7 @@ class CappedChangeList(ChangeList):
         return super().get_ordering_field(field_name) if allowed else None
 
 
-class FewLookupsMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
+class FewLookupsMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]  # a base for mypy alone
     """Lists that are filtered by what their filters and the links to them send, and nothing else.
 
     Django lets any lookup of a field be written into the address. Some read the whole table, some
@@ -118,7 +118,7 @@ class FastListMixin(FewLookupsMixin):
         return CappedChangeList
 
 
-class ReadOnlyMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
+class ReadOnlyMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]  # a base for mypy alone
     """Rows that nobody adds, changes or deletes by hand."""
 
     def has_add_permission(self, request: HttpRequest, *args: Any) -> bool:
@@ -134,7 +134,7 @@ class ReadOnlyMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore
         return False
 
 
-class AddressMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
+class AddressMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]  # a base for mypy alone
     """Names and addresses of the pages of a ``ModelAdmin``."""
 
     def _name(self, page: str) -> str:

@@ -50,7 +50,7 @@ class CancellationChangeList(CappedChangeList):
         self.result_list = rows
 
 
-class CancellationColumns(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
+class CancellationColumns(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]  # a base for mypy alone
     """Columns of the list of cancellations."""
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> Any:
@@ -108,7 +108,7 @@ class ItemChangeList(CappedChangeList):
         self.result_list = rows
 
 
-class ItemColumns(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
+class ItemColumns(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]  # a base for mypy alone
     """Columns of the list of items."""
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> Any:

@@ -23,7 +23,7 @@ from django_run_cancel.models.ids import is_storable
 from django_run_cancel.states import ACTIVE
 
 
-class CancelReferencedRunsAdminMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
+class CancelReferencedRunsAdminMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]  # a base for mypy alone
     """Adds cancelling to the ``ModelAdmin`` of a model whose rows each refer to a run.
 
     The action "Cancel the runs of selected …" and a button on the page of a row, for users who may

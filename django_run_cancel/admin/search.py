@@ -54,7 +54,7 @@ class Searched(NamedTuple):
         return SearchIndex.of(rows.model, self.name, self.kind).exists(rows.db)
 
 
-class SearchMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
+class SearchMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]  # a base for mypy alone
     """Finds rows by fields of which some may have no index, and says when it has left out old rows.
 
     Attributes:

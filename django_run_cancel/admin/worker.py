@@ -39,7 +39,7 @@ def warn_of_worker(page: ModelAdmin[Any], request: HttpRequest) -> None:
         page.message_user(request, text, messages.WARNING)
 
 
-class ListWarningMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]
+class ListWarningMixin(AnyModelAdmin if TYPE_CHECKING else object):  # type: ignore[misc]  # a base for mypy alone
     """Warns on lists; not when an action is sent, as that leads to another page."""
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:

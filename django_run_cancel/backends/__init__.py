@@ -45,7 +45,7 @@ def get_backend(alias: str) -> BaseBackend:
         return cached[1]
 
 
-def _create(alias: str, BACKEND: str, OPTIONS: dict[str, Any] | None = None) -> BaseBackend:  # noqa: N803
+def _create(alias: str, BACKEND: str, OPTIONS: dict[str, Any] | None = None) -> BaseBackend:  # noqa: N803  # keys of the setting
     backend = import_string(BACKEND)
     if not (isinstance(backend, type) and issubclass(backend, BaseBackend)):
         raise ImproperlyConfigured(f"{BACKEND} of the backend {alias!r} is no BaseBackend.")

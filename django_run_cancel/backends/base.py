@@ -78,7 +78,7 @@ class TaskCall(NamedTuple):
 
 
 class BaseBackend:
-    """An executor that one alias of ``RUN_CANCEL_BACKENDS`` configures.
+    """Base class of backends. An instance tells the executor of one alias to start and stop jobs.
 
     Threads share an instance.
 
@@ -202,7 +202,7 @@ class BaseBackend:
                 f"it: {', '.join(sorted(self.dispatch_options)) or 'no options'}."
             )
 
-    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
+    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008  # immutable
         """Send the task of a run to the executor, with the id ``run.external_id``.
 
         The task's first argument is the ``run_id``; those of the call follow. The method returns

@@ -95,12 +95,12 @@ class CeleryBackend(BaseBackend):
         return str(self.options.get("POOL", self.app.conf.worker_pool))
 
     @property
-    def can_stop_running(self) -> bool:  # type: ignore[override]
+    def can_stop_running(self) -> bool:  # type: ignore[override]  # a property here
         """Whether ``SIGNAL`` is set, and the pool can send it."""
         return self.pool in SIGNALLED and "SIGNAL" in self.options
 
     @property
-    def can_force(self) -> bool:  # type: ignore[override]
+    def can_force(self) -> bool:  # type: ignore[override]  # a property here
         """Whether the pool executes tasks in processes, which can be killed."""
         return self.pool in KILLABLE
 
@@ -140,7 +140,7 @@ class CeleryBackend(BaseBackend):
         ) as connection:
             yield connection
 
-    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
+    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008  # immutable
         """Send the task."""
         options = {"queue": self.options["QUEUE"]} if "QUEUE" in self.options else {}
         headers = {**call.options.get("headers", {}), DISPATCHED: True}

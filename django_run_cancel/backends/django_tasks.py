@@ -108,7 +108,7 @@ class DjangoTasksBackend(BaseBackend):
             )
         ]
 
-    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
+    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008  # immutable
         """Enqueue the task, unless it is enqueued already."""
         external_id = UUID(run.external_id)
         task = self._task(call)

@@ -62,7 +62,7 @@ class DramatiqBackend(BaseBackend):
         if any(message.is_serious() for message in messages):
             return messages
         try:
-            self._abortable  # noqa: B018
+            self._abortable  # noqa: B018  # raises if it is missing
         except LookupError as error:
             return [
                 Error(
@@ -93,7 +93,7 @@ class DramatiqBackend(BaseBackend):
 
         call_bounded(call, self.alias, self.timeout)
 
-    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
+    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008  # immutable
         """Send the message."""
         actor = self.get_task(call.task or self.options["ACTOR"])
         message = actor.message_with_options(

@@ -97,7 +97,7 @@ class HueyBackend(BaseBackend):
             yield bounded
             client.connection_pool.disconnect()
 
-    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
+    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008  # immutable
         """Enqueue the task."""
         work = self.get_task(call.task or self.options["TASK"])
         task = work.s(run.run_id, *call.args, **call.kwargs, **call.options)

@@ -107,7 +107,7 @@ class ProcessBackend(BaseBackend):
             ]
         return []
 
-    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
+    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008  # immutable
         """Start the process, unless it is running already."""
         # SPT_NOENV keeps setproctitle from overwriting the environment in /proc.
         marks = {MARKER: run.external_id, "SPT_NOENV": "1"}

@@ -77,7 +77,7 @@ class ProcrastinateBackend(BaseBackend):
         return import_string(self.options.get("APP", "procrastinate.contrib.django.app"))
 
     @property
-    def can_stop_running(self) -> bool:  # type: ignore[override]
+    def can_stop_running(self) -> bool:  # type: ignore[override]  # a property here
         """Whether the task may be a coroutine, which can be aborted, unlike a function."""
         if "TASK" not in self.options:
             return True
@@ -98,7 +98,7 @@ class ProcrastinateBackend(BaseBackend):
         """Validate the call; Procrastinate supports keyword arguments only."""
         super().check_call(call)
         if call.args or "run_id" in call.kwargs:
-            raise TypeError("Procrastinate takes keyword arguments only; run_id is one of ours.")
+            raise TypeError("Procrastinate takes keyword arguments only, and run_id is reserved.")
         self._deferrer(call)
 
     def _deferrer(self, call: TaskCall, external_id: str | None = None) -> JobDeferrer:
@@ -114,7 +114,7 @@ class ProcrastinateBackend(BaseBackend):
         using = getattr(self._connector, "alias", None)
         return call_database(function, using, self.alias, self.timeout)
 
-    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
+    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008  # immutable
         """Defer the job, unless one is waiting already."""
         deferrer = self._deferrer(call, run.external_id)
         try:

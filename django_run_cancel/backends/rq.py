@@ -80,7 +80,7 @@ class RQBackend(BaseBackend):
     def __init__(self, alias: str, options: Mapping[str, Any]) -> None:
         super().__init__(alias, options)
         try:
-            urlsplit(self.options["URL"]).port  # noqa: B018
+            urlsplit(self.options["URL"]).port  # noqa: B018  # raises if it is invalid
         except ValueError:
             # Without the cause, whose message may contain a part of the password.
             raise ImproperlyConfigured(
@@ -106,7 +106,7 @@ class RQBackend(BaseBackend):
         ) as connection:
             yield connection
 
-    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
+    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008  # immutable
         """Enqueue the job, unless it exists."""
         options = {"job_timeout": -1, **self.options.get("JOB", {}), **call.options}
         queue = options.pop("queue", self.options.get("QUEUE", "default"))

@@ -32,7 +32,7 @@ from django_run_cancel.states import (
 logger = logging.getLogger("django_run_cancel")
 
 MAX_CANCELLATIONS = 100
-"""Maximum number of cancellations that one process advances in turn."""
+"""Maximum number of bulk cancellations that a process reads at once."""
 
 ROTATION_SECONDS = 1.0
 """After which a process looks for cancellations that have come in."""
@@ -92,7 +92,7 @@ def advance_bulk_cancellations(seconds: float, among: QuerySet[Cancellation] | N
 
 
 def _take_turns(pending: list[int], until: float) -> int:
-    """Advance these cancellations in turn, for a while: others may have come in meanwhile."""
+    """Advance a chunk of each cancellation in turn, for ``ROTATION_SECONDS``."""
     dealt_with = 0
     look_again = time.monotonic() + ROTATION_SECONDS
     while pending:

@@ -105,8 +105,8 @@ class ExecutionBlock:
         if isinstance(error, GeneratorExit) and (
             is_inside_statement() or self._is_in_another_transaction()
         ):
-            # A generator is closed or garbage-collected amid another statement or transaction. On
-            # this connection the write would be impossible, or would be rolled back with it.
+            # Closing or collecting a generator can interrupt a statement or a transaction of other
+            # code. A write on the same connection would fail, or be rolled back with that code.
             call_in_thread(partial(call_in, self._watch.context, partial(self._leave, error)))
         else:
             self._leave(error)

@@ -64,7 +64,7 @@ ACCUMULATE = "celery.accumulate"
 """Task that replaces, under the same id, a task that calls ``self.replace(group)``."""
 
 
-class CancellableTask(DjangoTask):  # type: ignore[misc]
+class CancellableTask(DjangoTask):  # type: ignore[misc]  # Celery is not typed
     """Base class of tasks, each of which becomes a run.
 
     Functions keep their signature, arguments, result, retries, limits, routes and schedule.
@@ -148,7 +148,7 @@ class CancellableTask(DjangoTask):  # type: ignore[misc]
             raise Replaced(str(sent)) from None
 
 
-class RunTask(DjangoTask):  # type: ignore[misc]
+class RunTask(DjangoTask):  # type: ignore[misc]  # Celery is not typed
     """Base class of tasks that ``dispatch()`` sends: ``@app.task(base=RunTask)``.
 
     The first argument of the message is the run id; the function gets the Execution instead. A
@@ -202,7 +202,7 @@ def _retry(task: Any, send: Callable[..., Any], *args: Any, **kwargs: Any) -> An
 # Publishing a task
 
 
-@after_task_publish.connect(weak=False, dispatch_uid="django_run_cancel")  # type: ignore[untyped-decorator]
+@after_task_publish.connect(weak=False, dispatch_uid="django_run_cancel")  # type: ignore[untyped-decorator]  # Celery is not typed
 def _after_publish(
     sender: str, body: Any, headers: Mapping[str, Any] | None = None, **kwargs: Any
 ) -> None:
@@ -305,7 +305,7 @@ def _end_dropped(task: Any, *, goes_on: bool) -> None:
     )
 
 
-@task_revoked.connect(weak=False, dispatch_uid="django_run_cancel")  # type: ignore[untyped-decorator]
+@task_revoked.connect(weak=False, dispatch_uid="django_run_cancel")  # type: ignore[untyped-decorator]  # Celery is not typed
 def _on_revoked(sender: Any, request: Any, expired: bool = False, **kwargs: Any) -> None:
     """Cancel the run of a task that the host has revoked, and the run of its chord's body."""
     if _has_run(sender, request):
@@ -315,7 +315,7 @@ def _on_revoked(sender: Any, request: Any, expired: bool = False, **kwargs: Any)
         cancel_dropped(request.id, *bodies, requested_by="celery", reason=reason)
 
 
-@task_failure.connect(weak=False, dispatch_uid="django_run_cancel")  # type: ignore[untyped-decorator]
+@task_failure.connect(weak=False, dispatch_uid="django_run_cancel")  # type: ignore[untyped-decorator]  # Celery is not typed
 def _on_failure(sender: Any, task_id: str, exception: BaseException, **kwargs: Any) -> None:
     """Set the runs to failed that fail with a task: later links of its chain, and its chord.
 

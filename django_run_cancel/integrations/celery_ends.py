@@ -19,7 +19,7 @@ from django_run_cancel.states import TERMINAL, RunStatus
 ENDED_BY_ITSELF = frozenset({RunStatus.COMPLETED, RunStatus.FAILED})
 
 
-class Replaced(Ignore):  # type: ignore[misc]
+class Replaced(Ignore):  # type: ignore[misc]  # Celery is not typed
     """Raised when another task has replaced this one and continues its run."""
 
 

@@ -248,7 +248,7 @@ def _end(message: MessageProxy) -> None:
     processing = _processing.get()
     _processing.set(None)
     if processing is None:  # rejected by the consumer thread, or skipped before processing
-        error: Any = ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
+        error: Any = ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]  # not typed there
     else:
         error = None if processing.is_tried_again else processing.error
     if error is not None:

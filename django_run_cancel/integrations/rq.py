@@ -72,7 +72,7 @@ class CancellableJob(Job):
         running = current_run()
         if running is not None and _is_tracked(job) and not job.meta.get(DETACHED):
             job.meta = {**job.meta, PARENT: running.run_id}
-        return job  # type: ignore[no-any-return]
+        return job  # type: ignore[no-any-return]  # RQ's method is not typed
 
     def save(self, pipeline: Any = None, *args: Any, **kwargs: Any) -> None:
         """Save the job, and create its run when the pipeline has been executed."""

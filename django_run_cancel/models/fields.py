@@ -92,7 +92,7 @@ class RunIdField(ExactCharField):
         """Return the id to store, generating one for a new run that has none."""
         value: str = getattr(model_instance, self.attname)
         if add and not value:
-            value = new_run_id(getattr(model_instance, "run_type"))  # noqa: B009
+            value = new_run_id(getattr(model_instance, "run_type"))  # noqa: B009  # the model has no such field for mypy
             setattr(model_instance, self.attname, value)
         return value
 

@@ -39,7 +39,7 @@ class DummyBackend(BaseBackend):
     def check_call(self, call: TaskCall) -> None:
         """Accept any call."""
 
-    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008
+    def dispatch(self, run: AbstractRun, call: TaskCall = TaskCall()) -> None:  # noqa: B008  # immutable
         """Record the run."""
         if isinstance(self.outcome, Exception):
             raise self.outcome

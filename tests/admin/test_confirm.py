@@ -31,16 +31,6 @@ from tests.helpers import ids, make_run, make_runs, statuses
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def operator() -> Client:
-    return logged_in("operator", "view_run", "view_job", "cancel_run")
-
-
-@pytest.fixture
-def looker() -> Client:
-    return logged_in("looker", "view_run", "view_job")
-
-
 class TestPageThatAsks:
     def test_of_a_single_run(self, operator: Client) -> None:
         run = make_run(title="Import")

@@ -34,16 +34,6 @@ from tests.helpers import make_run, make_runs, statuses
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def operator() -> Client:
-    return logged_in("operator", "view_run", "view_job", "cancel_run")
-
-
-@pytest.fixture
-def looker() -> Client:
-    return logged_in("looker", "view_run", "view_job")
-
-
 class TestAction:
     def test_asks_then_cancels_then_tells(self, operator: Client) -> None:
         running, queued = make_run("running", title="Import"), make_run()
