@@ -108,7 +108,7 @@ class Outcome(TextChoices):
     NOT_FOUND = "not_found", _("not found")
 
 
-SUCCESSFUL = frozenset({Outcome.CANCELLED, Outcome.ALREADY_CANCELLED})
+SUCCESSFUL = (Outcome.CANCELLED, Outcome.ALREADY_CANCELLED)
 """Outcomes that responses list as ``cancelled``; they list the others as ``failed``."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,14 +17,6 @@ from django_run_cancel.models import Cancellation
 from django_run_cancel.models.ids import is_storable
 from django_run_cancel.states import SUCCESSFUL, Delivery, Outcome, Via
 
-ITEM_FIELDS = (
-    *("cancellation", *Item._fields, "backend", "external_id"),
-    *("delivery", "attempts", "next_attempt_at", "last_error", "force"),
-    *("handling", "handling_attempts", "next_handling_at", "handling_error"),
-)
-DUE = (Delivery.PENDING, 0, writes.NOW, "")
-NOT_NEEDED = (Delivery.NOT_NEEDED, 0, None, "")
-
 
 def new_record(items: list[Item], fields: dict[str, Any]) -> Cancellation:
     requested = [item for item in items if item.via == Via.REQUESTED]
@@ -34,14 +25,15 @@ def new_record(items: list[Item], fields: dict[str, Any]) -> Cancellation:
 
 def counts_of(items: list[Item]) -> dict[str, int]:
     """Count the items by outcome; keys are the names of the model's count fields."""
-    counts = Counter((item.via, item.outcome) for item in items)
-    requested = {outcome: counts[Via.REQUESTED, outcome] for outcome in Outcome}
-    cancelled = sum(requested[outcome] for outcome in SUCCESSFUL)
+    outcomes = [item.outcome for item in items if item.via == Via.REQUESTED]
+    cancelled = sum(outcomes.count(outcome) for outcome in SUCCESSFUL)
     return {
         "cancelled_count": cancelled,
-        "already_count": requested[Outcome.ALREADY_CANCELLED],
-        "failed_count": sum(requested.values()) - cancelled,
-        "cascaded_count": counts[Via.CASCADE, Outcome.CANCELLED],
+        "already_count": outcomes.count(Outcome.ALREADY_CANCELLED),
+        "failed_count": len(outcomes) - cancelled,
+        "cascaded_count": sum(
+            item.via == Via.CASCADE and item.outcome == Outcome.CANCELLED for item in items
+        ),
     }
 
 
@@ -73,13 +65,13 @@ def _first_with_key(record: Cancellation, using: str) -> Cancellation | None:
     return Cancellation.objects.using(using).filter(**key).first()
 
 
-def values_of_items(
+def columns_of_items(
     items: list[Item],
     changed: list[LockedRun],
     to_repeat: list[LockedRun],
     record: Cancellation,
-) -> list[Sequence[Any]]:
-    """Return the values of an item for each run, in the order of ``ITEM_FIELDS``.
+) -> dict[str, Sequence[Any]]:
+    """Return the values of an item for each run, by the name of the field.
 
     The delivery worker processes the items of cancelled runs.
 
@@ -90,21 +82,37 @@ def values_of_items(
         record: The Cancellation.
     """
     rows = {row.run_id: row for row in [*changed, *to_repeat]}
-    handling = DUE if settings.HANDLERS else NOT_NEEDED
+    affected = [rows.get(item.run_id) if item.outcome in SUCCESSFUL else None for item in items]
+    # A run without an external_id was never dispatched to an executor.
+    to_stop = [bool(row and row.backend and row.external_id) for row in affected]
+    # Handlers have been called for runs that were cancelled before.
+    has_handlers = bool(settings.HANDLERS)
+    to_handle = [has_handlers and item.outcome is Outcome.CANCELLED for item in items]
+    return {
+        "cancellation": [record.pk] * len(items),
+        "run_id": [
+            item.run_id if row else recorded_id(item.run_id)
+            for item, row in zip(items, affected, strict=True)
+        ],
+        "outcome": [item.outcome for item in items],
+        "via": [item.via for item in items],
+        "previous_status": [item.previous_status for item in items],
+        "backend": [row.backend if row else "" for row in affected],
+        "external_id": [row.external_id if row else "" for row in affected],
+        "delivery": [_delivery(is_needed) for is_needed in to_stop],
+        "attempts": [0] * len(items),
+        "next_attempt_at": [writes.NOW if is_needed else None for is_needed in to_stop],
+        "last_error": [""] * len(items),
+        "force": [record.force] * len(items),
+        "handling": [_delivery(is_needed) for is_needed in to_handle],
+        "handling_attempts": [0] * len(items),
+        "next_handling_at": [writes.NOW if is_needed else None for is_needed in to_handle],
+        "handling_error": [""] * len(items),
+    }
 
-    def values(item: Item) -> Sequence[Any]:
-        row = rows.get(item.run_id) if item.outcome in SUCCESSFUL else None
-        if row is None:
-            outcome_fields = (recorded_id(item.run_id), *item[1:])
-            return (record.pk, *outcome_fields, "", "", *NOT_NEEDED, record.force, *NOT_NEEDED)
-        # A run without an external_id was never dispatched to an executor.
-        delivery = DUE if row.backend and row.external_id else NOT_NEEDED
-        executor = (row.backend, row.external_id)
-        # Handlers have been called for runs that were cancelled before.
-        handler_fields = handling if item.outcome == Outcome.CANCELLED else NOT_NEEDED
-        return (record.pk, *item, *executor, *delivery, record.force, *handler_fields)
 
-    return [values(item) for item in items]
+def _delivery(is_needed: bool) -> Delivery:
+    return Delivery.PENDING if is_needed else Delivery.NOT_NEEDED
 
 
 def recorded_id(run_id: str) -> str:

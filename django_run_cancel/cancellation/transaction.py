@@ -12,7 +12,7 @@ from django_run_cancel import signals
 from django_run_cancel.cancellation.arguments import MAX_RUN_IDS
 from django_run_cancel.cancellation.decision import Decision
 from django_run_cancel.cancellation.force import force_deliveries
-from django_run_cancel.cancellation.records import ITEM_FIELDS, values_of_items
+from django_run_cancel.cancellation.records import columns_of_items
 from django_run_cancel.conf import settings
 from django_run_cancel.db import locks, trees, writes
 from django_run_cancel.db.clock import DatabaseNow
@@ -105,11 +105,11 @@ def write_decision(
         StartOver: Runs were added to the trees before they were locked.
     """
     to_repeat = force_deliveries(decision.forced, using) if decision.forced else []
-    items = values_of_items(decision.items, decision.changed, to_repeat, record)
+    items = columns_of_items(decision.items, decision.changed, to_repeat, record)
     children = writes.write_and_read_children(
         model,
         ([row.pk for row in decision.changed], record.pk),
-        (CancellationItem, ITEM_FIELDS, items),
+        (CancellationItem, items),
         tree.parents,
         using,
     )

@@ -58,12 +58,28 @@ def key_conditions(
     connection = connections[using]
     if connection.vendor == "postgresql":
         if keys := sorted(pks):
-            yield f"= ANY (%s::{key_type(model, using)}[])", [keys]
+            yield f"= ANY (%s::{key_type(model, using)}[])", [array_parameter(keys)]
         return
     if connection.vendor == "mysql":
         limit = min(limit, MAX_LISTED_ON_MYSQL)
     for chunk in chunks(sorted(pks), limit):
         yield f"IN ({placeholders(chunk)})", chunk
+
+
+def array_parameter(values: Sequence[Any]) -> str | list[Any]:
+    """Return an array for PostgreSQL: as the text of a literal, or as a list for the driver.
+
+    psycopg needs six times as long to write the literal from a list. The statement casts it.
+
+    Args:
+        values: The values. If they are not all integers or all strings, the driver gets the list.
+    """
+    if all(type(value) is int for value in values):
+        return "{" + ",".join(map(str, values)) + "}"
+    if all(isinstance(value, str) for value in values):
+        escaped = [value.replace("\\", r"\\").replace('"', r"\"") for value in values]
+        return '{"' + '","'.join(escaped) + '"}'
+    return list(values)
 
 
 @lru_cache(100)

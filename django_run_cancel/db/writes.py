@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +14,7 @@ from django_run_cancel.db.clock import now_parameter
 from django_run_cancel.db.conditions import unindexed_sql
 from django_run_cancel.db.statements import (
     MAX_PARAMETERS,
-    chunks,
+    array_parameter,
     column_of,
     execute,
     fetch,
@@ -38,7 +38,7 @@ Statement = tuple[str, list[Any]]
 def write_and_read_children(
     model: type[Model],
     cancelled: tuple[Sequence[Any], int],
-    items: tuple[type[Model], Sequence[str], Sequence[Sequence[Any]]],
+    items: tuple[type[Model], Mapping[str, Sequence[Any]]],
     parents: Iterable[Any],
     using: str,
 ) -> set[Any]:
@@ -49,7 +49,7 @@ def write_and_read_children(
     Args:
         model: The run model.
         cancelled: Primary keys of the runs to cancel, and the primary key of the cancellation.
-        items: Model, field names and values of the rows to insert.
+        items: Model of the rows to insert, and their values, by the name of the field.
         parents: Primary keys of locked runs whose children are read; may be empty.
         using: Alias of the database.
 
@@ -66,7 +66,11 @@ def write_and_read_children(
         key=key_type(model, using), **names_of(model, using)
     )
     params = [value for _, values in writes for value in values]
-    rows = fetch(using, f"WITH {ctes} {select}" if ctes else select, [*params, sorted(parents)])
+    rows = fetch(
+        using,
+        f"WITH {ctes} {select}" if ctes else select,
+        [*params, array_parameter(sorted(parents))],
+    )
     return {pk for (pk,) in rows}
 
 
@@ -111,9 +115,7 @@ def _updates(
         yield statement + condition, [*before, *params]
 
 
-def insert_rows(
-    model: type[Model], names: Sequence[str], rows: Iterable[Sequence[Any]], using: str
-) -> None:
+def insert_rows(model: type[Model], values: Mapping[str, Sequence[Any]], using: str) -> None:
     """Insert rows of database-ready values, without creating model instances.
 
     A value that is the same in all rows is sent once. The value ``NOW`` inserts the current time of
@@ -121,24 +123,24 @@ def insert_rows(
 
     Args:
         model: The model.
-        names: Names of the fields.
-        rows: One sequence of values for each row, in the order of ``names``.
+        values: By the name of the field, one value for each row.
         using: Alias of the database.
     """
-    for sql, params in _inserts(model, names, rows, using):
+    for sql, params in _inserts(model, values, using):
         execute(using, sql, params)
 
 
 def _inserts(
-    model: type[Model], names: Sequence[str], rows: Iterable[Sequence[Any]], using: str
+    model: type[Model], values: Mapping[str, Sequence[Any]], using: str
 ) -> Iterator[Statement]:
     is_postgresql = connections[using].vendor == "postgresql"
-    # A list of PostgreSQL is one parameter.
-    size = sys.maxsize if is_postgresql else MAX_PARAMETERS // len(names)
+    # PostgreSQL takes a column as one parameter.
+    size = sys.maxsize if is_postgresql else MAX_PARAMETERS // len(values)
     source = _unnest if is_postgresql else _values_list
-    insert, types = _insert_into(model, tuple(names), using)
-    for chunk in chunks(rows, size):
-        columns = [_Column(values) for values in zip(*chunk, strict=True)]
+    insert, types = _insert_into(model, tuple(values), using)
+    count = len(next(iter(values.values())))
+    for start in range(0, count, size):
+        columns = [_Column(of_field[start : start + size]) for of_field in values.values()]
         select, params = source(types, columns, using)
         yield f"{insert} {select}", params
 
@@ -175,9 +177,10 @@ def _unnest(types: list[str], columns: Sequence[_Column], using: str) -> Stateme
         if not column.is_constant:
             names.append(f"c{number}")
             casts.append(f"%s::{kind}[]")
-            lists.append(column.values)
+            lists.append(array_parameter(column.values))
     if not names:
-        names, casts, lists = ["one"], ["%s::int[]"], [[1] * len(columns[0].values)]
+        ones = [1] * len(columns[0].values)
+        names, casts, lists = ["one"], ["%s::int[]"], [array_parameter(ones)]
     source = f"unnest({', '.join(casts)}) AS v ({', '.join(names)})"
     return f"SELECT {', '.join(shown)} FROM {source}", [*params, *lists]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import models
 from django.db.models.lookups import In
 
+from django_run_cancel.db.statements import array_parameter
 from django_run_cancel.models.ids import new_run_id
 from django_run_cancel.states import RunStatus
 
@@ -48,7 +49,7 @@ class InArray(In):
         if not self.rhs_is_direct_value() or not values or not all(map(_is_text, values)):
             return self.as_sql(compiler, connection)
         lhs, params = self.process_lhs(compiler, connection)
-        return f"{lhs} = ANY (%s::text[])", [*params, [str(value) for value in values]]
+        return f"{lhs} = ANY (%s::text[])", [*params, array_parameter(values)]
 
 
 def _is_text(value: Any) -> bool:

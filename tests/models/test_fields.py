@@ -28,6 +28,6 @@ def test_in__texts_are_one_parameter_on_postgresql() -> None:
     runs: Any = get_run_model()._base_manager
     sql, params = runs.filter(run_id__in=["a", "b"]).query.sql_with_params()
     assert "= ANY (%s::text[])" in sql
-    assert params == (["a", "b"],)
+    assert params == ('{"a","b"}',)
     sql, _ = runs.filter(run_id__in=[F("title"), "b"]).query.sql_with_params()
     assert "ANY" not in sql
