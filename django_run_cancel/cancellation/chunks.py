@@ -63,7 +63,8 @@ class Pace:
         """
         aim = 0.6 * settings.MAX_LOCK_MS / 1_000
         fitting = count * aim / max(seconds, 0.0001)
-        if count >= self.size or fitting < self.size:
+        # The few runs at the end of a chunk can tell only that so many take too long.
+        if count >= self.size or seconds >= aim:
             self.size = max(1, min(int(fitting), 2 * self.size))
 
 
