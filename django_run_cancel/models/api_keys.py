@@ -7,7 +7,7 @@ import logging
 import secrets
 from contextlib import nullcontext
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from django.core.exceptions import ValidationError
 from django.db import DatabaseError, connections, models, router, transaction
@@ -119,15 +119,14 @@ class ApiKey(models.Model):
         """
         # Read from the primary database: a replica could lag behind a revocation.
         keys: Any = cls.objects.using(router.db_for_write(cls))
-        keys = keys.annotate(database_now=DatabaseNow())
-        has_not_expired = Q(expires_at=None) | Q(expires_at__gt=DatabaseNow())
-        row: ApiKey | None = keys.filter(
-            has_not_expired, digest=digest(key), revoked_at=None
-        ).first()
-        if row is None:
+        found = keys.filter(digest=digest(key)).annotate(database_now=DatabaseNow())
+        row: Any = next(iter(found), None)
+        if row is None or row.revoked_at is not None:
             return None
-        row._record_use(row.database_now)  # type: ignore[attr-defined]  # annotated
-        return row
+        if row.expires_at is not None and row.expires_at <= row.database_now:
+            return None
+        row._record_use(row.database_now)
+        return cast("ApiKey", row)
 
     def _record_use(self, now: datetime) -> None:
         stale = now - TOUCH_INTERVAL
