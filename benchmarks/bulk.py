@@ -130,10 +130,10 @@ def measure_by_hand(count: int) -> float:
 
 def measure_ours(count: int) -> float:
     from django_run_cancel.cancellation import (
-        advance_bulk_cancellations,
         preview_bulk_cancellation,
         start_bulk_cancellation,
     )
+    from django_run_cancel.cancellation.chunks import advance_chunk
     from django_run_cancel.models import get_run_model
 
     runs = get_run_model()._base_manager.filter(status="queued")
@@ -147,7 +147,7 @@ def measure_ours(count: int) -> float:
     longest = 0.0
     while True:
         begun = time.perf_counter()
-        if not advance_bulk_cancellations(0):
+        if not advance_chunk(record.pk):
             break
         longest = max(longest, time.perf_counter() - begun)
     seconds = time.perf_counter() - previewed

@@ -13,6 +13,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+ROWS = 20_000
+"""Finished runs in the table, so that the database plans as for a table that has been in use."""
+
 ROUNDS = 5
 REQUESTS = {1: 160, 100: 48}
 """Requests in a round, by the number of ids in each."""
@@ -28,10 +31,12 @@ def main() -> None:
     django.setup()
     from django.db import connection
 
+    from benchmarks.cancelling import fill
     from tests.api.servers import SERVERS, running
 
     connection.creation.create_test_db(verbosity=0, autoclobber=True)
     try:
+        fill(ROWS)
         for server in SERVERS:
             with running(server) as port:
                 for count in REQUESTS:
