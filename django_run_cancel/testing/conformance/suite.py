@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pytest
 
 from django_run_cancel.backends import StopOutcome, StopRequest
+from django_run_cancel.delivery import retry_deliveries
 from django_run_cancel.exceptions import RunCancelError
 from django_run_cancel.models import CancellationItem, get_run_model
 from django_run_cancel.states import Delivery, RunStatus, StopState
@@ -297,16 +298,22 @@ class BrokerConformance(BackendConformance):
         self.drain()
         assert [self.trace(run) for run in runs] == [[], []]
 
-    def test_broker_is_down__then_delivered(self, harness: Harness) -> None:
-        """Cancellations during the outage are delivered when the broker is available again."""
+    def test_broker_is_down__then_delivered(self, harness: Harness, settings: Any) -> None:
+        """What is cancelled during the outage is delivered after it, or else on request."""
         harness.kill()
-        runs = self.send("returns", 2)
+        runs = given_up, pending = self.send("returns", 2)
+        settings.RUN_CANCEL_MAX_ATTEMPTS = 2
         harness.proxy.down("refused")
-        self.cancel(*runs)
-        self.deliver()
+        for run in runs:
+            self.cancel(run)
+            self.deliver()
         items = CancellationItem.objects.filter(run_id__in=[run.run_id for run in runs])
-        assert {(item.delivery, bool(item.last_error)) for item in items} == {("pending", True)}
+        assert {(item.run_id, item.delivery, bool(item.last_error)) for item in items} == {
+            (given_up.run_id, "failed", True),
+            (pending.run_id, "pending", True),
+        }
         harness.proxy.up()
+        assert retry_deliveries(items) == 1
         self.deliver()
         assert not [item.last_error for item in items.all() if item.last_error]
         if self.backend.keeps_requests:
