@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from django_run_cancel.admin.base import STYLES, AnyModelAdmin, FewLookupsMixin, searched
-from django_run_cancel.admin.columns import age
+from django_run_cancel.admin.columns import age, shown
 from django_run_cancel.admin.worker import WorkerWarningMixin, warn_of_worker
 from django_run_cancel.models import ApiKey
 
@@ -134,7 +134,9 @@ class ApiKeyAdmin(WorkerWarningMixin, FewLookupsMixin, AnyModelAdmin):
             row.revoke()
         user: Any = request.user  # not anonymous
         LogEntry.objects.log_actions(user.pk, rows, CHANGE, _("Revoked."))
-        text = ngettext("%d key no longer works.", "%d keys no longer work.", len(rows))
+        text = ngettext(
+            "%(count)s key no longer works.", "%(count)s keys no longer work.", len(rows)
+        )
         level = messages.SUCCESS if rows else messages.WARNING
-        self.message_user(request, text % len(rows), level)
+        self.message_user(request, text % {"count": shown(len(rows))}, level)
         return None

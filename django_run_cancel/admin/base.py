@@ -53,6 +53,13 @@ class CappedPaginator(_Paginator):
         return min(found, MAX_COUNTED)
 
 
+class GroupedInt(int):
+    """A number that Django's templates and messages show as people read it: "10,000"."""
+
+    def __str__(self) -> str:
+        return shown(int(self))
+
+
 class CappedChangeList(ChangeList):
     """Says so when it does not show everything."""
 
@@ -69,6 +76,11 @@ class CappedChangeList(ChangeList):
             self.title = _("The first %(count)s of more; filter or search to see others") % {
                 "count": shown(MAX_COUNTED)
             }
+
+    def get_results(self, request: HttpRequest) -> None:
+        """Read a page of the list."""
+        super().get_results(request)
+        self.result_count = GroupedInt(self.result_count)
 
     def get_ordering_field(self, field_name: Any) -> Any:
         """Return what to order by, if rows may be ordered by it, also when a link says so."""

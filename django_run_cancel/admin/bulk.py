@@ -77,12 +77,12 @@ class BulkMixin(ConfirmMixin):
             return self._ask_about_all(request, selection, form)
         count = started.cancellation.total_count
         text = ngettext(
-            "%d run is being cancelled by the delivery worker.",
-            "%d runs are being cancelled by the delivery worker.",
+            "%(count)s run is being cancelled by the delivery worker.",
+            "%(count)s runs are being cancelled by the delivery worker.",
             count,
         )
         if count:
-            self.message_user(request, text % count, messages.SUCCESS)
+            self.message_user(request, text % {"count": shown(count)}, messages.SUCCESS)
         else:
             text = _("There is nothing left to cancel.")
             self.message_user(request, text, messages.WARNING)

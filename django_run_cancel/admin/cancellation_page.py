@@ -142,9 +142,11 @@ class CancellationPageMixin(LiveSummaryMixin):
             count += retry_deliveries(CancellationItem.objects.filter(cancellation=record))
             if count:
                 text = ngettext(
-                    "%d of these is tried again.", "%d of these are tried again.", count
+                    "%(count)s of these is tried again.",
+                    "%(count)s of these are tried again.",
+                    count,
                 )
-                self.message_user(request, text % count, messages.SUCCESS)
+                self.message_user(request, text % {"count": shown(count)}, messages.SUCCESS)
             else:
                 self.message_user(request, _("Nothing has failed."), messages.WARNING)
             return HttpResponseRedirect(self._url("change", quote(record.pk)))

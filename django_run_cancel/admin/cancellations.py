@@ -21,6 +21,7 @@ from django_run_cancel.admin.base import (
 )
 from django_run_cancel.admin.cancellation_columns import CancellationColumns, ItemColumns
 from django_run_cancel.admin.cancellation_page import CancellationPageMixin
+from django_run_cancel.admin.columns import shown
 from django_run_cancel.admin.mixins import CancelRunsAdminMixin
 from django_run_cancel.admin.search import Searched, SearchMixin
 from django_run_cancel.admin.worker import WorkerWarningMixin
@@ -48,8 +49,10 @@ class RetryMixin(FailedDeliveriesMixin):
         if not count:
             self.message_user(request, _("No delivery has failed."), messages.WARNING)
             return
-        text = ngettext("%d delivery is due again.", "%d deliveries are due again.", count)
-        self.message_user(request, text % count, messages.SUCCESS)
+        text = ngettext(
+            "%(count)s delivery is due again.", "%(count)s deliveries are due again.", count
+        )
+        self.message_user(request, text % {"count": shown(count)}, messages.SUCCESS)
 
 
 @admin.register(Cancellation)

@@ -77,12 +77,12 @@ def duration(span: timedelta) -> str:
     """Return a length of time in its largest unit, such as "3 min"."""
     seconds = max(int(span.total_seconds()), 0)
     if seconds < 60:
-        return _("%(count)d s") % {"count": seconds}
+        return _("%(count)s s") % {"count": seconds}
     if seconds < 3_600:
-        return _("%(count)d min") % {"count": seconds // 60}
+        return _("%(count)s min") % {"count": seconds // 60}
     if seconds < 86_400:
-        return _("%(count)d h") % {"count": seconds // 3_600}
-    return _("%(count)d d") % {"count": seconds // 86_400}
+        return _("%(count)s h") % {"count": seconds // 3_600}
+    return _("%(count)s d") % {"count": shown(seconds // 86_400)}
 
 
 def age(moment: datetime) -> Any:

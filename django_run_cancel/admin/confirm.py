@@ -84,13 +84,16 @@ class ConfirmMixin(AddressMixin):
         if request.method == "POST" or not cancellation_id:
             return self._ask_or_cancel(request, "kill")
         run_ids = self._killable_of(request, cancellation_id)
+        self._warn_of_others(request, run_ids)
+        return self._ask(request, "kill", run_ids[:MAX_RUN_IDS], request.GET.get("next", ""))
+
+    def _warn_of_others(self, request: HttpRequest, run_ids: list[str]) -> None:
         if len(run_ids) > MAX_RUN_IDS:
             text = _(
                 "More than %(count)s runs of the cancellation can be killed. These are the first: "
                 "kill the others afterwards, in the same way."
             )
             self.message_user(request, text % {"count": shown(MAX_RUN_IDS)}, messages.WARNING)
-        return self._ask(request, "kill", run_ids[:MAX_RUN_IDS], request.GET.get("next", ""))
 
     def _killable_of(self, request: HttpRequest, cancellation_id: str) -> list[str]:
         """Return ids of runs of a cancellation that still stop, at most one more than a page takes.
@@ -116,7 +119,7 @@ class ConfirmMixin(AddressMixin):
             return self._ask(request, page, [run_id], back)
         form = self._form(request, page, request.POST)
         if not form.is_valid():
-            return self._ask(request, page, form.cleaned_data.get("run_ids", []), "", form)
+            return self._ask_again(request, page, form.cleaned_data.get("run_ids", []), form)
         run_ids = form.cleaned_data["run_ids"]
         try:
             result = cancel_runs(
@@ -127,12 +130,20 @@ class ConfirmMixin(AddressMixin):
             )
         except (IdempotencyKeyReused, OperationalError) as error:
             self._explain(request, form, error)
-            return self._ask(request, page, run_ids, "", form)
+            return self._ask_again(request, page, run_ids, form)
         if not result.is_replay:
             self._log(request, result)
         landing = self._landing(request, page, form, result)
         self._tell(request, result, landing)
         return HttpResponseRedirect(landing)
+
+    def _ask_again(
+        self, request: HttpRequest, page: Page, run_ids: list[str], form: CancelForm
+    ) -> HttpResponse:
+        """Return the page with the errors of what was sent, and what it said before."""
+        if cancellation_id := form.cleaned_data.get("cancellation_id"):
+            self._warn_of_others(request, self._killable_of(request, cancellation_id))
+        return self._ask(request, page, run_ids, "", form)
 
     def _request_fields(self, request: HttpRequest, form: Any) -> dict[str, Any]:
         return {
@@ -158,6 +169,8 @@ class ConfirmMixin(AddressMixin):
         form = CancelForm(*args, **kwargs)
         if page == "kill" or not self.has_force_permission(request):
             del form.fields["force"]
+        if page != "kill":
+            del form.fields["cancellation_id"]
         return form
 
     def _next(self, request: HttpRequest, url: str) -> str:
@@ -202,6 +215,7 @@ class ConfirmMixin(AddressMixin):
         is_kill = page == "kill"
         plan = cancel_runs(run_ids, runs=runs, requested_by=user, force=is_kill, dry_run=True)
         initial = {"run_ids": run_ids, "token": uuid.uuid4().hex, "next": back}
+        initial["cancellation_id"] = request.GET.get("cancellation_id", "")
         if form is not None:
             # The errors and what was entered stay; the token is new, so that it can be sent again.
             again = {"token": initial["token"], "run_ids": json.dumps(run_ids)}
@@ -295,7 +309,8 @@ class ConfirmMixin(AddressMixin):
             see = link(self.admin_site, _("What happened to each"), RECORD_PAGE, record.pk)
         for level, what, text in RESULTS:
             if counts[what]:
-                self.message_user(request, format_html("{} {}", text % counts[what], see), level)
+                said = text % {"count": shown(counts[what]), "number": counts[what]}
+                self.message_user(request, format_html("{} {}", said, see), level)
                 see = ""
         if result.postponed:
             follow = _("The runs below them follow: the delivery worker cancels them.")

@@ -71,6 +71,10 @@ class CancelForm(ReasonForm):
 
     # The ids: what is cancelled is what the page has shown.
     run_ids = AnyJSONField(widget=forms.HiddenInput)
+    # Of the page that kills runs of a cancellation.
+    cancellation_id = forms.CharField(
+        widget=forms.HiddenInput, required=False, max_length=MAX_RUN_ID_LENGTH
+    )
 
     def clean_run_ids(self) -> list[str]:
         """Return the ids.
@@ -114,47 +118,60 @@ RESULTS = (
     (
         messages.SUCCESS,
         Outcome.CANCELLED,
-        ngettext_lazy("%d run has been cancelled.", "%d runs have been cancelled."),
+        ngettext_lazy(
+            "%(count)s run has been cancelled.", "%(count)s runs have been cancelled.", "number"
+        ),
     ),
     (
         messages.SUCCESS,
         "below",
         ngettext_lazy(
-            "%d run below has been cancelled with it.", "%d runs below have been cancelled too."
+            "%(count)s run below has been cancelled with it.",
+            "%(count)s runs below have been cancelled too.",
+            "number",
         ),
     ),
     (
         messages.INFO,
         "stopping",
         ngettext_lazy(
-            "%d was running and is now stopping.", "%d were running and are now stopping."
+            "%(count)s was running and is now stopping.",
+            "%(count)s were running and are now stopping.",
+            "number",
         ),
     ),
     (
         messages.SUCCESS,
         "forced",
         ngettext_lazy(
-            "%d run was still stopping. Its executor is told to kill it.",
-            "%d runs were still stopping. Their executors are told to kill them.",
+            "%(count)s run was still stopping. Its executor is told to kill it.",
+            "%(count)s runs were still stopping. Their executors are told to kill them.",
+            "number",
         ),
     ),
     (
         messages.INFO,
         Outcome.ALREADY_CANCELLED,
-        ngettext_lazy("%d run was cancelled before.", "%d runs were cancelled before."),
+        ngettext_lazy(
+            "%(count)s run was cancelled before.", "%(count)s runs were cancelled before.", "number"
+        ),
     ),
     (
         messages.WARNING,
         Outcome.ALREADY_FINISHED,
         ngettext_lazy(
-            "%d run had finished and stays as it is.",
-            "%d runs had finished and stay as they are.",
+            "%(count)s run had finished and stays as it is.",
+            "%(count)s runs had finished and stay as they are.",
+            "number",
         ),
     ),
     (
         messages.WARNING,
         Outcome.NOT_FOUND,
-        ngettext_lazy("%d run does not exist.", "%d runs do not exist."),
+        ngettext_lazy("%(count)s run does not exist.", "%(count)s runs do not exist.", "number"),
     ),
 )
-"""What to say of each count. Plurals of other languages may differ where English ones do not."""
+"""What to say of each count, which is ``number`` for the plural and ``count`` as people read it.
+
+Plurals of other languages may differ where English ones do not.
+"""

@@ -174,7 +174,8 @@ def facts(overview: Overview) -> Iterator[Any]:
 def _selected(selection: Any) -> str:
     count = selection.get("run_ids")
     if isinstance(count, int):
-        return ngettext("%d run by its id", "%d runs by their ids", count) % count
+        text = ngettext("%(count)s run by its id", "%(count)s runs by their ids", count)
+        return text % {"count": shown(count)}
     filters = selection.get("filter")
     if not filters or not isinstance(filters, dict):
         return _("all active runs")

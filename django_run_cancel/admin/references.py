@@ -15,6 +15,7 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext_lazy, ngettext
 
 from django_run_cancel.admin.base import STYLES, AnyModelAdmin
+from django_run_cancel.admin.columns import shown
 from django_run_cancel.admin.forms import too_many
 from django_run_cancel.admin.mixins import CancelRunsAdminMixin
 from django_run_cancel.cancellation.arguments import MAX_RUN_ID_LENGTH, MAX_RUN_IDS
@@ -109,11 +110,11 @@ class CancelReferencedRunsAdminMixin(AnyModelAdmin if TYPE_CHECKING else object)
         run_ids = [text for text in texts if text and is_storable(text, MAX_RUN_ID_LENGTH)]
         if without := len(found) - len(run_ids):
             text = ngettext(
-                "%d of the selected rows has no run.",
-                "%d of the selected rows have no run.",
+                "%(count)s of the selected rows has no run.",
+                "%(count)s of the selected rows have no run.",
                 without,
             )
-            self.message_user(request, text % without, messages.WARNING)
+            self.message_user(request, text % {"count": shown(without)}, messages.WARNING)
         if not run_ids:
             return None
         distinct = list(dict.fromkeys(run_ids))

@@ -103,6 +103,14 @@ class TestPageThatAsks:
         confirm(operator, tick(operator, both[:1]))
         assert statuses(*both) == ["cancelled", "queued", "queued"]
 
+    def test_numbers_of_the_result_have_separators(self, operator: Client) -> None:
+        parent = make_run("running")
+        children = make_runs(1_234, parent=parent)
+        page = operator.get(CANCEL, {"run_id": parent.run_id})
+        assert "and 1,234 runs below" in words(page)
+        assert "1,234 runs below have been cancelled too." in said(confirm(operator, page))
+        assert set(statuses(*children)) == {"cancelled"}
+
     def test_too_many_ids(self, operator: Client) -> None:
         run_ids = json.dumps(["tsk_1"] * (MAX_RUN_IDS + 1))
         page = operator.post(CANCEL, {"run_ids": run_ids, "token": "t"})

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from django.contrib import admin
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_run_cancel.admin import announcements, confirm
@@ -222,6 +224,35 @@ class TestKill:
         told.update(delivery="failed")
         assert "2 runs are still stopping and will be killed" in words(chief.get(KILL, query))
         assert not record.items.get(run_id=without_executor.run_id).force
+
+    def test_of_a_large_cancellation__said_again_when_the_page_was_invalid(
+        self, chief: Client, monkeypatch: Any
+    ) -> None:
+        monkeypatch.setattr(confirm, "MAX_RUN_IDS", 2)
+        record = make_stopping(3)
+        page = chief.get(KILL, {"cancellation_id": record.cancellation_id})
+        again = chief.post(KILL, {**hidden(page), "reason": "x" * 3_000})
+        note = "More than 2 runs of the cancellation can be killed. These are the first:"
+        assert note in words(again)
+        assert hidden(again)["cancellation_id"] == record.cancellation_id
+        assert "2 runs are still stopping and will be killed" in words(again)
+        assert said(chief.post(KILL, {**hidden(again), "reason": "It does not stop"}))[
+            0
+        ].startswith("2 runs were still stopping.")
+        # Its executor has been told of the first two.
+        page = chief.get(KILL, {"cancellation_id": record.cancellation_id})
+        again = chief.post(KILL, {**hidden(page), "reason": "x" * 3_000})
+        assert note not in words(again)
+
+    @pytest.mark.parametrize("count", [2, 40])
+    def test_of_a_cancellation__statements(self, chief: Client, count: int) -> None:
+        """As many for two runs as for any number."""
+        record = make_stopping(count)
+        with CaptureQueriesContext(connection) as captured:
+            page = chief.get(KILL, {"cancellation_id": record.cancellation_id})
+        assert f"{count} runs are still stopping and will be killed" in words(page)
+        sent = [entry["sql"] for entry in captured if "SAVEPOINT" not in entry["sql"]]
+        assert len(sent) <= 13, sent
 
     def test_record_of_the_kill_says_nothing_of_the_end(self, chief: Client) -> None:
         record = make_stopping()

@@ -115,6 +115,11 @@ def test_large_numbers_have_separators(chief: Client) -> None:
     shown = words(ask(chief, "?status=queued"))
     assert "1,234 runs will be cancelled" in shown
     assert "Yes, cancel 1,234 runs" in shown
+    listed = words(chief.get(f"{LIST}?status=queued"))
+    assert "1,234 runs" in listed
+    assert "All 1,234 selected" in listed
+    sent = send(chief, chief.get(f"{ALL}?status=queued"))
+    assert said(sent) == ["1,234 runs are being cancelled by the delivery worker."]
 
 
 @pytest.mark.parametrize("query", ["", "?status=active", "?o=4", "?q=+"])
