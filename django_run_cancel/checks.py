@@ -14,7 +14,7 @@ from django.utils.module_loading import import_string
 
 from django_run_cancel.backends import get_backend
 from django_run_cancel.conf import PREFIX, settings
-from django_run_cancel.delivery.lateness import find_lateness
+from django_run_cancel.delivery.lateness import find_lateness, find_unknown_backends
 from django_run_cancel.models import AbstractRun, CancellationItem, get_run_model
 from django_run_cancel.models.database_checks import check_databases  # noqa: F401 - registers it
 from django_run_cancel.states import Delivery
@@ -257,13 +257,13 @@ def check_deployed_backends(**kwargs: Any) -> list[CheckMessage]:
 def check_deliveries(
     *, databases: Collection[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Warn of failed and late deliveries, if ``check --deploy`` is given ``--database``."""
+    """Warn of deliveries that fail or wait, if ``check --deploy`` is given ``--database``."""
     alias = router.db_for_write(CancellationItem)
     if alias not in (databases or ()):
         return []
     if CancellationItem._meta.db_table not in connections[alias].introspection.table_names():
         return []  # before the first migrate
-    return [*_check_failed_deliveries(alias), *_check_lateness()]
+    return [*_check_failed_deliveries(alias), *_check_lateness(), *_check_unknown_backends()]
 
 
 def _check_failed_deliveries(alias: str) -> Iterator[CheckMessage]:
@@ -284,4 +284,15 @@ def _check_lateness() -> Iterator[CheckMessage]:
             f"The delivery worker is {minutes} minutes late with a {late.overdue.value}.",
             hint="Start it: python manage.py deliver_cancellations",
             id="django_run_cancel.W013",
+        )
+
+
+def _check_unknown_backends() -> Iterator[CheckMessage]:
+    for alias, count in find_unknown_backends().items():
+        yield Warning(
+            f"Deliveries that wait for the backend {alias!r}, which is not in "
+            f"RUN_CANCEL_BACKENDS: {count}.",
+            hint="Add it again, and restart the delivery worker. Deliveries that have failed "
+            "meanwhile are repeated by: python manage.py retry_deliveries",
+            id="django_run_cancel.W015",
         )

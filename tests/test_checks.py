@@ -183,6 +183,19 @@ def test_worker_that_is_down() -> None:
 
 
 @pytest.mark.django_db
+def test_deliveries_of_a_removed_backend() -> None:
+    for _ in range(2):
+        cancel_runs([make_run(RunStatus.RUNNING).run_id], requested_by="tests")
+    with override_settings(RUN_CANCEL_BACKENDS={}):
+        (message,) = check_deliveries(databases=["default"])
+    assert message.id == "django_run_cancel.W015"
+    assert message.msg == (
+        "Deliveries that wait for the backend 'dummy', which is not in RUN_CANCEL_BACKENDS: 2."
+    )
+    assert "Add it again" in (message.hint or "")
+
+
+@pytest.mark.django_db
 def test_failed_deliveries__before_the_first_migrate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CancellationItem._meta, "db_table", "not_migrated_yet")
     assert found(partial(check_deliveries, databases=["default"])) == []

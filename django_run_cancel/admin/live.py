@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from django_run_cancel.admin.base import STYLES, AddressMixin
 from django_run_cancel.admin.columns import clock
-from django_run_cancel.admin.worker import ListWarningMixin, worker_warning
+from django_run_cancel.admin.worker import ListWarningMixin, warnings
 
 REFRESH_SECONDS = 3
 """Between two looks at something that goes on, while its page is in sight."""
@@ -72,7 +72,7 @@ class LiveSummaryMixin(ListWarningMixin, AddressMixin):
             context |= {
                 "summary_url": self._url("summary", quote(obj.pk)),
                 "refresh_seconds": REFRESH_SECONDS,
-                "worker_warning": worker_warning(),
+                "warnings": warnings(),
                 "as_of": clock(timezone.now()),
                 **self.summary_of(request, obj),
             }

@@ -1,4 +1,4 @@
-"""Detects that no delivery worker is running, by work that has been due for minutes."""
+"""Detects that no delivery worker is running, or that it lacks a backend, by work that waits."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ from django_run_cancel.cancellation.chunks import MAX_CANCELLATIONS
 from django_run_cancel.conf import settings
 from django_run_cancel.db.clock import DatabaseNow, database_now
 from django_run_cancel.db.trees import read_distinct
-from django_run_cancel.delivery.outbox import DELIVERY, HANDLING, Queue, database, items
-from django_run_cancel.models import CancellationChunk, run_rows
+from django_run_cancel.delivery.outbox import (
+    DELIVERY,
+    HANDLING,
+    MAX_ALIASES,
+    Queue,
+    database,
+    items,
+)
+from django_run_cancel.models import CancellationChunk, CancellationItem, run_rows
 from django_run_cancel.states import ChunkState, Delivery, StopState
 
 LATE_AFTER = timedelta(minutes=2)
@@ -59,9 +66,30 @@ def find_lateness() -> Lateness | None:
     return None
 
 
+def find_unknown_backends(limit: int | None = None) -> dict[str, int]:
+    """Return the number of pending deliveries by alias that is not in ``RUN_CANCEL_BACKENDS``.
+
+    The delivery worker cannot deliver these: somebody has renamed or removed the backend.
+
+    Args:
+        limit: Maximum number of deliveries to count for each alias; None for all.
+    """
+    unknown = [alias for alias in _aliases() if alias not in settings.BACKENDS]
+    return {alias: _pending().filter(backend=alias)[:limit].count() for alias in unknown}
+
+
+def _aliases() -> list[str]:
+    """Return the aliases of backends with pending deliveries, also of those that were removed."""
+    return read_distinct(_pending(), "backend", MAX_ALIASES)
+
+
+def _pending() -> QuerySet[CancellationItem]:
+    return items().filter(delivery=Delivery.PENDING)
+
+
 def _oldest_due_item() -> datetime | None:
     # One query per backend, as the index begins with it; the first row is the oldest.
-    queues = [_late(DELIVERY, backend=alias) for alias in settings.BACKENDS]
+    queues = [_late(DELIVERY, backend=alias) for alias in _aliases()]
     if settings.HANDLERS:
         queues.append(_late(HANDLING))
     times = [moment for queue in queues for moment in queue[:1]]

@@ -24,7 +24,7 @@ from tests.helpers import make_run, make_runs
 
 pytestmark = pytest.mark.django_db
 
-MAX_STATEMENTS = 14
+MAX_STATEMENTS = 15
 
 
 @pytest.fixture
@@ -233,6 +233,20 @@ class TestWorkerWarning:
         set_run(run, finished_at=ago(minutes=17.5))
         expected = "A cancelled run should have been presumed stopped 12 min ago."
         assert expected in words(chief.get(LIST))
+
+    def test_of_a_backend_that_was_removed(self, chief: Client) -> None:
+        """Also while a worker is running: it cannot deliver."""
+        run = make_run("running", backend="<old>")
+        cancel_runs([run.run_id], requested_by="x")
+        expected = (
+            "1 executor has yet to be told that its run is cancelled, but "
+            "RUN_CANCEL_BACKENDS has no backend “<old>”. Add it again and restart"
+        )
+        for url, page in self.pages(chief, run).items():
+            assert page.count(expected) == 1, url
+        CancellationItem.objects.update(delivery="failed")
+        for page in self.pages(chief, run).values():
+            assert "RUN_CANCEL_BACKENDS" not in page
 
     def test_of_a_bulk_cancellation(self, chief: Client) -> None:
         make_run("running")

@@ -16,7 +16,8 @@ from django_run_cancel.cancellation import (
     cancel_runs,
     start_bulk_cancellation,
 )
-from django_run_cancel.delivery.lateness import Overdue, find_lateness
+from django_run_cancel.delivery import deliver_due
+from django_run_cancel.delivery.lateness import Overdue, find_lateness, find_unknown_backends
 from django_run_cancel.models import (
     Cancellation,
     CancellationChunk,
@@ -67,6 +68,14 @@ class TestDelivery:
         assert late is not None
         assert late.duration > timedelta(minutes=20)
 
+    def test_backend_that_was_removed(self, settings: Any) -> None:
+        set_item(delivery="pending", next_attempt_at=ago(12.5))
+        settings.RUN_CANCEL_BACKENDS = {}
+        late = find_lateness()
+        assert late is not None
+        assert late.overdue == Overdue.DELIVERY
+        assert late.duration > timedelta(minutes=12)
+
     @pytest.mark.parametrize(
         ("delivery", "minutes"), [("pending", 0.5), ("pending", -5), ("delivered", 12)]
     )
@@ -93,6 +102,29 @@ class TestDelivery:
         late = find_lateness()
         assert late is not None
         assert late.overdue == Overdue.DELIVERY
+
+
+class TestUnknownBackends:
+    @pytest.fixture(autouse=True)
+    def items(self) -> None:
+        for alias in ("dummy", "old", "old", "older"):
+            cancel_runs([make_run("running", backend=alias).run_id], requested_by="x")
+
+    def test_pending_deliveries_of_each(self) -> None:
+        assert find_unknown_backends() == {"old": 2, "older": 1}
+        assert find_unknown_backends(1) == {"old": 1, "older": 1}
+
+    @pytest.mark.parametrize("delivery", ["delivered", "failed", "not_needed"])
+    def test_other_deliveries_do_not_wait(self, delivery: str) -> None:
+        CancellationItem.objects.filter(backend="old").update(delivery=delivery)
+        assert find_unknown_backends() == {"older": 1}
+
+    def test_backend_is_added_again(self, settings: Any) -> None:
+        old = dict.fromkeys(("old", "older"), settings.RUN_CANCEL_BACKENDS["dummy"])
+        settings.RUN_CANCEL_BACKENDS = {**settings.RUN_CANCEL_BACKENDS, **old}
+        assert find_unknown_backends() == {}
+        deliver_due()
+        assert set(CancellationItem.objects.values_list("delivery", flat=True)) == {"delivered"}
 
 
 class TestPresumption:

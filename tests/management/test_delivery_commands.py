@@ -111,7 +111,15 @@ def test_queue_size__a_line_of_figures(dummy: DummyBackend) -> None:
     figures = dict(pair.split("=") for pair in line.split())
     assert (figures["delivery_pending"], figures["stopping"]) == ("1", "1")
     assert (figures["bulk_pending"], figures["late_seconds"]) == ("0", "0")
+    assert figures["unknown_backend_pending"] == "0"
     assert dummy.stopped == []
+
+
+def test_queue_size__a_backend_that_was_removed(dummy: DummyBackend) -> None:
+    for alias in ("dummy", "old", "older"):
+        cancelled(backend=alias)
+    figures = dict(pair.split("=") for pair in run("deliver_cancellations", "--queue-size").split())
+    assert (figures["delivery_pending"], figures["unknown_backend_pending"]) == ("3", "2")
 
 
 def test_queue_size__a_worker_that_is_down(dummy: DummyBackend) -> None:

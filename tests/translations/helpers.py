@@ -12,7 +12,7 @@ LANGUAGES = [language for language in messages.PLURALS if language != "en"]
 
 # Words that two languages share.
 SAME = {"API", "Executor", "Python", "Type", "backend", "cascade", "name", "status", "type", "via"}
-SAME |= {"workflow", *(f"%(count)d {unit}" for unit in ("s", "min", "h", "d"))}
+SAME |= {"workflow", *(f"%(count)s {unit}" for unit in ("s", "min", "h", "d"))}
 SAME |= {"Reports"}  # an app of the tests
 
 

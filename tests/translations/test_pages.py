@@ -228,7 +228,9 @@ def test_admin__speaks_the_language(language: str, chief: Client) -> None:
     two = words.ngettext("Yes, cancel %(n)s run", "Yes, cancel %(n)s runs", 2) % {"n": 2}
     assert two in shown
     answer = operator.post(CANCEL, hidden(page), follow=True)
-    done = words.ngettext("%d run has been cancelled.", "%d runs have been cancelled.", 2) % 2
+    done = words.ngettext(
+        "%(count)s run has been cancelled.", "%(count)s runs have been cancelled.", 2
+    ) % {"count": 2}
     assert done in unescape(text(answer))
     assert words.gettext("cancelled, stopping") in unescape(text(answer))
 

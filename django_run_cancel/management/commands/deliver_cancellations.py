@@ -10,7 +10,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 from django.db import DatabaseError, InterfaceError, connections
 
-from django_run_cancel.delivery.lateness import find_lateness
+from django_run_cancel.delivery.lateness import find_lateness, find_unknown_backends
 from django_run_cancel.delivery.outbox import queue_size
 from django_run_cancel.delivery.step import deliver_due
 from django_run_cancel.management.interrupts import deferred_interrupts
@@ -58,6 +58,7 @@ class Command(BaseCommand):
             figures = {
                 **queue_size(),
                 "late_seconds": int(late.duration.total_seconds()) if late else 0,
+                "unknown_backend_pending": sum(find_unknown_backends().values()),
             }
             self.stdout.write(" ".join(f"{name}={figure}" for name, figure in figures.items()))
             return
