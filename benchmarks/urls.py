@@ -1,9 +1,10 @@
-"""The API, an empty view, and a view that cancels runs with hand-written SQL and checks nothing."""
+"""The API, the admin, an empty view, and a view that cancels with hand-written SQL, unchecked."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from django.contrib import admin
 from django.db import connection
 from django.urls import include, path
 from rest_framework.parsers import JSONParser
@@ -32,6 +33,7 @@ class FloorView(EmptyView):
 
 
 urlpatterns: list[Any] = [
+    path("admin/", admin.site.urls),
     path("v1/", include("django_run_cancel.api.urls")),
     path("empty", EmptyView.as_view()),
     path("floor", FloorView.as_view()),

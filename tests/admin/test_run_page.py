@@ -24,7 +24,7 @@ from tests.helpers import make_run, make_runs
 
 pytestmark = pytest.mark.django_db
 
-MAX_STATEMENTS = 15
+MAX_STATEMENTS = 16
 
 
 @pytest.fixture
