@@ -6,7 +6,6 @@ import uuid
 from typing import Any
 
 from django.contrib import messages
-from django.contrib.admin.views.main import SEARCH_VAR
 from django.core.exceptions import PermissionDenied
 from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
@@ -16,6 +15,7 @@ from django.utils.translation import ngettext
 from django_run_cancel.admin.columns import shown
 from django_run_cancel.admin.confirm import ConfirmMixin
 from django_run_cancel.admin.forms import BulkCancelForm
+from django_run_cancel.admin.selection_words import describe
 from django_run_cancel.admin.selections import (
     NoSelection,
     PartialSearch,
@@ -122,16 +122,3 @@ class BulkMixin(ConfirmMixin):
             "back": self._list_of(selection),
         }
         return self._render(request, context)
-
-
-def describe(filters: dict[str, Any]) -> str:
-    """Return filters in words, the search last; blank without any."""
-    parts = [f"{name} = {_values(filters[name])}" for name in sorted(filters) if name != SEARCH_VAR]
-    if text := filters.get(SEARCH_VAR):
-        search = _("search")
-        parts.append(f"{search} = {text}")
-    return ", ".join(parts)
-
-
-def _values(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

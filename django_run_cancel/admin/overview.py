@@ -15,8 +15,8 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from django_run_cancel.admin.base import MAX_COUNTED
-from django_run_cancel.admin.bulk import describe
 from django_run_cancel.admin.columns import age, clock, duration, shown
+from django_run_cancel.admin.selection_words import describe
 from django_run_cancel.cancellation.progress import Progress, progress_of
 from django_run_cancel.models import (
     Cancellation,

@@ -128,7 +128,7 @@ class TestSummary:
         record = started(status="queued", q="import")
         shown = summary(chief, record)
         assert "waiting for the delivery worker" in shown
-        assert "Selected: status = queued, search = import" in shown
+        assert "Selected: Status: queued; Search: import" in shown
         assert "0 of 30 runs (0%)" in shown
         assert "a second" not in shown
         assert 'max="30" value="0"' in text(chief.get(url_of(record)))
