@@ -91,7 +91,7 @@ class TestAction:
         page = tick(operator, runs)
         assert len(hidden(page)) == 4
         assert "and 980 more" in words(page)
-        assert said(confirm(operator, page)) == ["1000 runs have been cancelled."]
+        assert said(confirm(operator, page)) == ["1,000 runs have been cancelled."]
         assert set(statuses(*runs)) == {"cancelled"}
 
     def test_more_than_one_request_takes(self, operator: Client, settings: Any) -> None:
