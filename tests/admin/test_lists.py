@@ -20,7 +20,7 @@ from tests.helpers import IS_POSTGRESQL, ids, make_run, make_runs
 
 pytestmark = pytest.mark.django_db
 
-MAX_STATEMENTS = 17
+MAX_STATEMENTS = 19
 
 QUERIES = [
     "",
