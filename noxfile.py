@@ -21,22 +21,60 @@ MARIADB_URL = os.environ.get("MARIADB_URL", "mysql://root@127.0.0.1:3306/run_can
 
 WITHOUT_SERVERS = ("-m", "not broker and not browser")
 
+
+def without(*paths: str) -> tuple[str, ...]:
+    """Return the arguments with which pytest leaves out modules and folders of tests."""
+    return tuple(f"--ignore-glob=tests/{path}" for path in paths)
+
+
+# "make test", on SQLite, runs every test that needs no broker and no browser, and "lowest" does so
+# on PostgreSQL. "mariadb" and "swapped" leave out what cannot have another result there.
+
 # What is the same on each database: servers, documents, and projects of the tests' own.
-ONCE = tuple(
-    f"--ignore=tests/{path}"
-    for path in (
-        "api/test_live.py",
-        "api/test_schema.py",
-        "api/test_schemathesis.py",
-        "backends/test_process.py",
-        "backends/test_process_jobs.py",
-        "docs",
-        "execution/test_greenlets.py",
-        "faults/test_web.py",
-        "test_hosts.py",
-        "translations",
-    )
+ONCE = without(
+    "api/test_live.py",
+    "api/test_schema.py",
+    "api/test_schemathesis.py",
+    "backends/test_process.py",
+    "backends/test_process_jobs.py",
+    "docs",
+    "execution/test_greenlets.py",
+    "faults/test_web.py",
+    "test_hosts.py",
+    "translations",
 )
+# Requests that no client sends, most of them refused for what they are, before rows are read. The
+# paths, query strings and bodies that reach the database stay: test_hostile_requests.py and others.
+REQUESTS = without(
+    "api/test_fuzz.py",
+    "api/test_hostile_headers.py",
+    "api/test_hostile_transfers.py",
+)
+# What pages of the admin say, and to whom. The lists, searches and selections, whose statements
+# each database plans for itself, stay.
+PAGES = without(
+    "admin/test_cancellation_page.py",
+    "admin/test_confirm.py",
+    "admin/test_mixins.py",
+    "admin/test_permissions.py",
+    "admin/test_run_page.py",
+)
+# How an executor outside of the database publishes and executes tasks. All of them read and write
+# runs by the functions that test_statements.py and test_outages.py test.
+EXECUTORS = without(
+    "integrations/test_celery_*.py",
+    "integrations/test_dramatiq_*.py",
+    "integrations/test_huey_*.py",
+    "integrations/test_rq_*.py",
+)
+# Servers that refuse to write, and sessions that end: what runs are is the same to them.
+OUTAGES = without(
+    "faults/test_connections.py",
+    "faults/test_lost_sessions.py",
+    "faults/test_server.py",
+)
+# Backends know ids of runs, and no models.
+BACKENDS = without("backends")
 
 # Many tests wait, for workers or threads. A test class or module stays in one process.
 PARALLEL = ("--numprocesses", "2", "--dist", "loadscope")
@@ -85,17 +123,20 @@ def pytest(
 
 @nox.session(python="3.12")
 def mariadb(session: nox.Session) -> None:
-    """Test on MariaDB with Django 6.0."""
+    """Test on MariaDB with Django 6.0: all whose result can depend on the database."""
     install(session, "test", django="6.0")
-    pytest(session, *WITHOUT_SERVERS, *ONCE, *PARALLEL, database=MARIADB_URL, coverage=True)
+    left_out = (*ONCE, *REQUESTS, *PAGES, *EXECUTORS)
+    pytest(session, *WITHOUT_SERVERS, *left_out, *PARALLEL, database=MARIADB_URL, coverage=True)
 
 
 @nox.session(python="3.13")
 def swapped(session: nox.Session) -> None:
-    """Test a host with a run model of its own, on PostgreSQL with Django 6.1."""
+    """Test a host with a run model of its own, on PostgreSQL with Django 6.1.
+
+    All is tested whose result can depend on the run model.
+    """
     install(session, "test", django="6.1")
-    executors = "--ignore=tests/backends"  # they know ids of runs, no models
-    arguments = (*WITHOUT_SERVERS, *ONCE, executors, *PARALLEL)
+    arguments = (*WITHOUT_SERVERS, *ONCE, *REQUESTS, *OUTAGES, *BACKENDS, *PARALLEL)
     pytest(session, *arguments, database=POSTGRESQL_URL, settings="tests.settings_swapped")
 
 
@@ -104,10 +145,15 @@ def lowest(session: nox.Session) -> None:
     """Test on PostgreSQL with the oldest version of each dependency that pyproject.toml allows."""
     install(session, "test", lowest=True)
     session.run("uv", "pip", "list")
-    recipes = "--ignore=tests/test_recipes.py"  # they install the newest versions
-    # Each executor once. The session "brokers" has their other brokers, pools and signals.
-    variants = ("-k", "not (TestTracked or RabbitMQ or RedisThreads or RedisSignal)")
-    arguments = ("-m", "not browser", *variants, recipes, *PARALLEL)
+    left_out = without(
+        "api/test_schemathesis.py",  # hundreds of requests that "make test" sends
+        "test_recipes.py",  # they install the newest versions
+    )
+    # Each executor once. The session "brokers" has their other brokers, pools and signals, and
+    # kills their workers at each step; here, the tests of the integrations kill one of each.
+    variants = "TestTracked or RabbitMQ or RedisThreads or RedisSignal"
+    selection = ("-k", f"not ({variants} or (broker and worker_is_killed))")
+    arguments = ("-m", "not browser", *selection, *left_out, *PARALLEL)
     pytest(session, *arguments, database=POSTGRESQL_URL, coverage=True)
 
 
