@@ -23,12 +23,23 @@ WITHOUT_SERVERS = ("-m", "not broker and not browser")
 
 
 def without(*paths: str) -> tuple[str, ...]:
-    """Return the arguments with which pytest leaves out modules and folders of tests."""
+    """Return the arguments with which pytest leaves out modules and folders of tests.
+
+    Args:
+        paths: Patterns of paths below ``tests/``.
+
+    Raises:
+        FileNotFoundError: A pattern matches nothing, as after a module has got another name.
+    """
+    for path in paths:
+        if not any(Path("tests").glob(path)):
+            raise FileNotFoundError(f"tests/{path}")
     return tuple(f"--ignore-glob=tests/{path}" for path in paths)
 
 
-# "make test", on SQLite, runs every test that needs no broker and no browser, and "lowest" does so
-# on PostgreSQL. "mariadb" and "swapped" leave out what cannot have another result there.
+# "make test", on SQLite, runs every test that needs no broker and no browser; "lowest" runs all but
+# one module of them on PostgreSQL. "mariadb" and "swapped" leave out what cannot have another
+# result there.
 
 # What is the same on each database: servers, documents, and projects of the tests' own.
 ONCE = without(
@@ -67,7 +78,7 @@ EXECUTORS = without(
     "integrations/test_huey_*.py",
     "integrations/test_rq_*.py",
 )
-# Servers that refuse to write, and sessions that end: what runs are is the same to them.
+# Servers that refuse to write, and sessions that end: the run model does not change what they do.
 OUTAGES = without(
     "faults/test_connections.py",
     "faults/test_lost_sessions.py",
