@@ -54,12 +54,16 @@ ONCE = without(
     "test_hosts.py",
     "translations",
 )
-# Requests that no client sends, most of them refused for what they are, before rows are read. The
-# paths, query strings and bodies that reach the database stay: test_hostile_requests.py and others.
+# Requests that no client sends, most of them refused for what they are, before rows are read.
 REQUESTS = without(
     "api/test_fuzz.py",
     "api/test_hostile_headers.py",
     "api/test_hostile_transfers.py",
+)
+# Those that reach the database with odd texts; no run answers to them.
+TEXTS = without(
+    "api/test_hostile_bodies.py",
+    "api/test_hostile_requests.py",
 )
 # What pages of the admin say, and to whom. The lists, searches and selections, whose statements
 # each database plans for itself, stay.
@@ -147,7 +151,8 @@ def swapped(session: nox.Session) -> None:
     All is tested whose result can depend on the run model.
     """
     install(session, "test", django="6.1")
-    arguments = (*WITHOUT_SERVERS, *ONCE, *REQUESTS, *OUTAGES, *BACKENDS, *PARALLEL)
+    left_out = (*ONCE, *REQUESTS, *TEXTS, *OUTAGES, *BACKENDS)
+    arguments = (*WITHOUT_SERVERS, *left_out, *PARALLEL)
     pytest(session, *arguments, database=POSTGRESQL_URL, settings="tests.settings_swapped")
 
 
@@ -158,13 +163,12 @@ def lowest(session: nox.Session) -> None:
     session.run("uv", "pip", "list")
     left_out = without(
         "api/test_schemathesis.py",  # hundreds of requests that "make test" sends
+        "backends/brokers",  # "brokers" has them
         "test_recipes.py",  # they install the newest versions
     )
-    # Each executor once. The session "brokers" has their other brokers, pools and signals, and
-    # kills their workers at each step; here, the tests of the integrations kill one of each.
-    variants = "TestTracked or RabbitMQ or RedisThreads or RedisSignal"
-    selection = ("-k", f"not ({variants} or (broker and worker_is_killed))")
-    arguments = ("-m", "not browser", *selection, *left_out, *PARALLEL)
+    # Of each executor, the tests of its integration start workers with one broker, which execute,
+    # retry and cancel tasks, and are told by the backend to stop. Other variants are in "brokers".
+    arguments = ("-m", "not browser", "-k", "not (TestTracked or RabbitMQ)", *left_out, *PARALLEL)
     pytest(session, *arguments, database=POSTGRESQL_URL, coverage=True)
 
 
