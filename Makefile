@@ -4,6 +4,7 @@ PYTHON ?= python3
 PORT ?= 8000
 CELERY_BROKER_URL ?=
 DATABASE_URL ?=
+SAVE ?=
 
 # For development: .test is newer than pyproject.toml while the packages of the tests are installed,
 # .all while all are.
@@ -37,6 +38,7 @@ help:
 	@echo 'make install   create .venv with all that developers need (PYTHON=python3)'
 	@echo 'make lint      check style, types and the order of imports'
 	@echo 'make bench     measure cancelling, the endpoint, checkpoints, delivery and tracking'
+	@echo 'make bench-scaling SAVE=--save  measure what "Past one machine" says, and write it there'
 	@echo 'make messages  update the translations from the sources'
 	@echo 'make screenshots  take the pictures in the documentation (needs Chromium)'
 	@echo 'make diagrams  draw the diagrams of the documentation'
@@ -105,6 +107,7 @@ lint: $(VENV)/.all
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# SAVE=--save writes the figures of the second half to docs/figures, and the documentation from them.
 .PHONY: bench
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.cancelling
@@ -113,6 +116,18 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.delivery
 	$(BIN)/python -m benchmarks.tracking
 	$(BIN)/python -m benchmarks.bulk 100000
+	@$(MAKE) --no-print-directory bench-scaling
+
+.PHONY: bench-scaling
+bench-scaling: $(VENV)/.test
+	$(BIN)/python -m benchmarks.delivery_workers $(SAVE)
+	$(BIN)/python -m benchmarks.clients $(SAVE)
+	$(BIN)/python -m benchmarks.table_size $(SAVE)
+	$(BIN)/python -m benchmarks.tree_shape $(SAVE)
+	$(BIN)/python -m benchmarks.lifecycle $(SAVE)
+	$(BIN)/python -m benchmarks.polling $(SAVE)
+	$(BIN)/python -m benchmarks.beside_dbos $(SAVE)
+	$(BIN)/python -m benchmarks.report
 
 .PHONY: messages
 messages: $(VENV)/.test
@@ -132,7 +147,7 @@ docs: $(VENV)/.all
 
 .PHONY: clean
 clean:
-	rm -rf $(VENV) $(EXAMPLE) .nox build dist docs/_build htmlcov .coverage .coverage.* *.egg-info
+	rm -rf $(VENV) $(EXAMPLE) .venv-dbos .nox build dist docs/_build htmlcov .coverage .coverage.* *.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	rm -f example_project/db.sqlite3 example_project/db.sqlite3-*
 	find benchmarks django_run_cancel docs example_project tests tools \

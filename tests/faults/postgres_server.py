@@ -89,7 +89,7 @@ def find_programs() -> Path:
     found = [Path(in_path)] if in_path else sorted(Path("/").glob(FOLDERS[1:]))
     if not found:
         skip_without("initdb of PostgreSQL")
-    return found[-1].parent
+    return found[-1].resolve().parent  # a link may be there without the other programs
 
 
 @contextmanager
