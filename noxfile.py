@@ -51,6 +51,7 @@ ONCE = without(
     "docs",
     "execution/test_greenlets.py",
     "faults/test_web.py",
+    "scaling",
     "test_hosts.py",
     "translations",
 )

@@ -2,8 +2,8 @@
 
 Run it with ``python -m benchmarks.beside_dbos [--rounds N] [--save]``. ``DATABASE_URL`` names a
 server of PostgreSQL; both databases are made for the occasion. DBOS is installed in a virtual
-environment of its own, ``.venv-dbos``. Its ``cancel_workflows`` is one UPDATE; ``cancel_runs`` also looks for
-descendants, and writes a record and an item for each run.
+environment of its own, ``.venv-dbos``. Its ``cancel_workflows`` is one UPDATE; ``cancel_runs`` also
+looks for descendants, and writes a record and an item for each run.
 """
 
 from __future__ import annotations

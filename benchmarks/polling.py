@@ -2,8 +2,8 @@
 
 Run it with ``python -m benchmarks.polling [--seconds N] [--processes N] [--save]``.
 ``DATABASE_URL`` names a server of PostgreSQL, whose own statistics count; the database is made for
-the occasion. The executions are coroutines that wait. What does not fit on one machine is computed from what one
-process needs.
+the occasion. The executions are coroutines that wait. What does not fit on one machine is computed
+from what one process needs.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ BOUND = 10_000_000
 """First id of the second partition."""
 
 
-@pytest.fixture(autouse=True)
-def _own_server(transactional_db: None) -> Iterator[None]:
+@pytest.fixture
+def own_server_of_django(transactional_db: None) -> Iterator[None]:
     with own_server() as server, used_by_django(server):
         empty_tables()
         yield
@@ -46,6 +46,7 @@ def items_in(table: str) -> int:
         return int(cursor.fetchone()[0])
 
 
+@pytest.mark.usefixtures("own_server_of_django")
 def test_items(dummy: DummyBackend) -> None:
     """Before, amid and after the change, nothing is lost; a finished partition can go."""
     early, amid, late = (make_runs(10, "running") for _ in range(3))
@@ -66,6 +67,7 @@ def test_items(dummy: DummyBackend) -> None:
     assert not CancellationItem.objects.exists()
 
 
+@pytest.mark.usefixtures("own_server_of_django")
 def test_ids_go_on(dummy: DummyBackend) -> None:
     cancel(*make_runs(10))
     last = CancellationItem.objects.latest("pk").pk
