@@ -14,7 +14,7 @@ from benchmarks.figures import readable
 from tools.diagrams import STYLE, WIDTH, text
 
 HEIGHT = 300
-LEFT, RIGHT, TOP, BOTTOM = 54.0, 364.0, 60.0, 250.0
+LEFT, RIGHT, TOP, BOTTOM = 54.0, 350.0, 60.0, 250.0
 """Where the axes are."""
 
 COLOURS = """

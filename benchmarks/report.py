@@ -1,8 +1,8 @@
 """Charts and tables of the documentation, from the figures that benchmarks have saved.
 
-Run it with ``python -m benchmarks.report``, after ``make bench SAVE=--save`` or single benchmarks
-with ``--save``. It draws ``docs/images/*.svg``, and replaces what is between the comments ``<!--
-figures NAME -->`` and ``<!-- end -->`` of pages.
+Run it with ``python -m benchmarks.report``, after single benchmarks with ``--save``; ``make
+bench-scaling SAVE=--save`` runs all of them, and this. It draws charts in ``docs/images``, and
+replaces what is between the comments ``<!-- figures NAME -->`` and ``<!-- end -->`` of pages.
 """
 
 from __future__ import annotations

@@ -63,8 +63,8 @@ def test_axis_has_room_for_all_values(values: list[float], is_logarithmic: bool)
 
 def test_points_are_drawn_to_scale() -> None:
     drawn = line_chart("A title", "x", {"a": [(0, 0), (5, 10)], "b": [(5, 5)]})
-    assert 'points="54.0,250.0 364.0,60.0" class="s0"' in drawn
-    assert 'points="364.0,155.0" class="s1"' in drawn
+    assert 'points="54.0,250.0 350.0,60.0" class="s0"' in drawn
+    assert 'points="350.0,155.0" class="s1"' in drawn
 
 
 def test_bars_are_drawn_to_scale() -> None:

@@ -143,8 +143,8 @@ def test_polling() -> None:
 
 
 @pytest.mark.usefixtures("through_pgbouncer", "watched")
-def test_listening_through_it_is_of_no_use(settings: Any) -> None:
-    """The notification goes to a session that the executing process does not have any more."""
+def test_listening_through_it__polls_tell_the_code(settings: Any) -> None:
+    """The session that listens may serve somebody else when the notification comes."""
     settings.RUN_CANCEL_LISTEN = True
     settings.RUN_CANCEL_POLL_SECONDS = 3
     run = make_run()
