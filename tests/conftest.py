@@ -14,6 +14,8 @@ from django.db import connection
 from django.utils import translation
 
 from django_run_cancel.backends import get_backend
+from django_run_cancel.cancellation import chunks
+from django_run_cancel.cancellation.chunks import Pace
 from django_run_cancel.models import ApiKey
 from django_run_cancel.testing import DummyBackend
 from tests.helpers import ApiClient
@@ -132,3 +134,14 @@ def watched(settings: Any) -> Iterator[None]:
         if thread.name == "run_cancel":
             thread.join(120)
             assert not thread.is_alive(), "An execution was entered and not left."
+
+
+@pytest.fixture
+def fixed_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each transaction cancel a hundred runs, however fast the machine is."""
+
+    class Fixed(Pace):
+        def adapt(self, count: int, seconds: float) -> None:
+            pass
+
+    monkeypatch.setattr(chunks, "_pace", Fixed())

@@ -14,7 +14,10 @@ from django_run_cancel.db.clock import database_now
 from django_run_cancel.models import CancellationChunk, get_run_model
 from tests.helpers import make_runs
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("fixed_pace"),
+]
 
 
 @pytest.mark.parametrize(("attempts", "seconds"), [(0, 1), (3, 8), (6, 60), (500, 60)])
@@ -30,16 +33,16 @@ def test_waits_longer_each_time_within_a_bound(
     def fail(*args: Any) -> None:
         raise OperationalError("gone")
 
-    monkeypatch.setattr(chunks, "lock_trees", fail)
     before = database_now("default")
-    assert advance_chunk(record.pk) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(chunks, "lock_trees", fail)
+        assert advance_chunk(record.pk) == 0
     after = database_now("default")
     chunk = CancellationChunk.objects.get()
     assert (chunk.state, chunk.attempts, chunk.position) == ("pending", attempts + 1, 0)
     assert "OperationalError: gone" in chunk.last_error
     assert chunk.next_attempt_at is not None
     assert before <= chunk.next_attempt_at - timedelta(seconds=seconds) <= after
-    monkeypatch.undo()
     assert advance_chunk(record.pk) == 0  # not due yet
     CancellationChunk.objects.update(next_attempt_at=before)
     assert advance_chunk(record.pk) == 3
