@@ -68,6 +68,26 @@ def test_claim_that_holds__is_not_abandoned(dummy: DummyBackend) -> None:
     assert claim_abandoned(DELIVERY) is not None
 
 
+def test_recorded_failure__ends_the_claim(dummy: DummyBackend) -> None:
+    """With the time of a claim that has ended, the item would be repeated before it is due."""
+    run = cancelled()
+    dummy.outcome = OSError("broker is away")
+    assert deliver_due().failed == 1
+    item = item_of(run)
+    assert (item.delivery, item.claimed_by, item.claimed_until) == ("pending", None, None)
+
+
+@pytest.mark.parametrize("is_claimed", [False, True])
+def test_backends_to_claim_for(dummy: DummyBackend, is_claimed: bool) -> None:
+    cancelled()
+    assert outbox.aliases_with_due_items() == ["dummy"]
+    if is_claimed:
+        claim_all()
+    else:
+        CancellationItem.objects.update(next_attempt_at=timezone.now() + timedelta(hours=1))
+    assert outbox.aliases_with_due_items() == []
+
+
 @pytest.mark.skipif(IS_SQLITE, reason="SQLite locks no rows")
 def test_locked_item__is_passed_without_waiting(dummy: DummyBackend) -> None:
     held, other = cancelled(), cancelled()

@@ -16,7 +16,7 @@ from django_run_cancel.cancellation import (
     cancel_runs,
     start_bulk_cancellation,
 )
-from django_run_cancel.delivery import deliver_due
+from django_run_cancel.delivery import deliver_due, lateness
 from django_run_cancel.delivery.lateness import Overdue, find_lateness, find_unknown_backends
 from django_run_cancel.models import (
     Cancellation,
@@ -52,12 +52,13 @@ def test_nothing() -> None:
 
 @pytest.mark.usefixtures("stopping")
 class TestDelivery:
-    def test_late(self) -> None:
-        set_item(delivery="pending", next_attempt_at=ago(12.5))
+    @pytest.mark.parametrize("minutes", [2.1, 12.5])
+    def test_late(self, minutes: float) -> None:
+        set_item(delivery="pending", next_attempt_at=ago(minutes))
         late = find_lateness()
         assert late is not None
         assert late.overdue == Overdue.DELIVERY
-        assert timedelta(minutes=12) < late.duration < timedelta(minutes=13)
+        assert timedelta() <= late.duration - timedelta(minutes=minutes) < timedelta(minutes=1)
 
     def test_oldest_of_several_backends(self, settings: Any) -> None:
         settings.RUN_CANCEL_BACKENDS = {**settings.RUN_CANCEL_BACKENDS, "other": {}}
@@ -136,6 +137,16 @@ class TestPresumption:
         if late:
             assert late.overdue == Overdue.PRESUMPTION
             assert timedelta(minutes=12) < late.duration < timedelta(minutes=13)
+
+    def test_of_the_runs_that_were_created_first(
+        self, stopping: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lateness, "OLDEST_RUNS", 1)
+        get_run_model()._base_manager.filter(pk=stopping.pk).update(finished_at=ago(17.5))
+        cancel_runs([make_run("running").run_id], requested_by="x")
+        late = find_lateness()
+        assert late is not None
+        assert late.overdue == Overdue.PRESUMPTION
 
     def test_stopped_long_ago(self, stopping: Any) -> None:
         rows = get_run_model()._base_manager.filter(pk=stopping.pk)

@@ -78,7 +78,8 @@ def test_unsupported__is_said(dummy: DummyBackend) -> None:
     assert "own checkpoints" in item_of(run).last_error
 
 
-def test_told_once__repeated_until_it_has_stopped(dummy: DummyBackend) -> None:
+@pytest.mark.parametrize("end", ["acknowledged", "killed"])
+def test_told_once__repeated_until_it_has_stopped(dummy: DummyBackend, end: str) -> None:
     run = cancelled()
     dummy.outcome = StopOutcome.TOLD_ONCE
     for attempts in range(1, 5):
@@ -88,9 +89,9 @@ def test_told_once__repeated_until_it_has_stopped(dummy: DummyBackend) -> None:
         assert item_of(run).attempts == attempts
         pass_time(3)
         CancellationItem.objects.update(next_attempt_at=timezone.now() - timedelta(seconds=1))
-    record_stopped([run.run_id], "acknowledged")
+    record_stopped([run.run_id], end)
     assert deliver_due().delivered == 1
-    assert state_of(run) == ("delivered", "acknowledged")
+    assert state_of(run) == ("delivered", end)
     assert len(dummy.stopped) == 4  # no need to tell a run that has stopped
 
 

@@ -220,12 +220,12 @@ def test_mark_stalled_if_due__now_and_then(
     for _ in range(3):
         silent(100)
     assert mark_stalled_if_due() == 0
-    clock.now += 7
+    clock.now += 6.1
     assert [mark_stalled_if_due(limit=2), mark_stalled_if_due(limit=2)] == [2, 1]  # at once if full
     silent(100)
-    clock.now += 5
+    clock.now += 5.9
     assert mark_stalled_if_due() == 0
-    clock.now += 2
+    clock.now += 0.2
     assert mark_stalled_if_due() == 1
 
 
