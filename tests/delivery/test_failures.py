@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from django.utils import timezone
 
 from django_run_cancel.backends import StopOutcome
+from django_run_cancel.db.batches import batches
 from django_run_cancel.db.clock import database_now
 from django_run_cancel.delivery import (
     deliver_due,
@@ -151,6 +153,22 @@ def test_last_attempt__failed_and_loud_until_somebody_retries(
     assert [item_of(run).delivery for run in runs] == ["delivered", "failed"]
     assert retry_deliveries() == 1
     assert retry_deliveries() == 0
+
+
+def test_retry__of_an_item_that_has_been_delivered_meanwhile(
+    dummy: DummyBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = cancelled()
+    CancellationItem.objects.update(delivery="failed", next_attempt_at=None)
+
+    def read_and_deliver(*args: Any) -> Iterator[list[Any]]:
+        for keys in batches(*args):
+            CancellationItem.objects.update(delivery="delivered")
+            yield keys
+
+    monkeypatch.setattr(outbox, "batches", read_and_deliver)
+    assert retry_deliveries() == 0
+    assert item_of(run).delivery == "delivered"
 
 
 @pytest.mark.usefixtures("backends")
