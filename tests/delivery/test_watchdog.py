@@ -69,7 +69,8 @@ def test_grace_over__nothing_to_do_for_what_has_stopped(dummy: DummyBackend, how
     record_stopped([run.run_id], how)
     pass_time(31)
     assert not deliver_due()
-    assert (forces(dummy), item_of(run).next_attempt_at) == ([False], None)
+    item = item_of(run)
+    assert (forces(dummy), item.next_attempt_at, item.escalates_at) == ([False], None, None)
 
 
 def test_grace_over__while_it_is_told_again_and_again(dummy: DummyBackend) -> None:
