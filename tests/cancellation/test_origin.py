@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
 from django.test import RequestFactory
 
-from django_run_cancel.cancellation import cancel_runs
+from django_run_cancel.cancellation import CancelResult, cancel_runs
+from django_run_cancel.cancellation.bulk import Preview
 from django_run_cancel.cancellation.origin import Origin
+from django_run_cancel.cancellation.progress import Progress
 from django_run_cancel.models import Cancellation
 from tests.helpers import ApiClient, make_run
 
@@ -86,3 +89,19 @@ def test_record__of_hostile_headers(api: ApiClient) -> None:
     headers: dict[str, Any] = {"X_Request_ID": "\xff" * 200}
     assert api.cancel(["x"], **headers).status_code == 200
     assert Cancellation.objects.get().request_id == ""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Origin(),  # the default of an argument, which all calls share
+        CancelResult(None, [], [], []),
+        Preview(0, False, CancelResult(None, [], [], [])),
+        Progress(0, 0, 0, 0, 0, None, None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_arguments_and_results__cannot_be_changed(value: Any) -> None:
+    for field in fields(value):
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, field.name, None)

@@ -10,6 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_run_cancel.models import ApiKey
+from django_run_cancel.models.api_keys import KeyState
 from tests.helpers import IS_SQLITE, refusing
 
 pytestmark = pytest.mark.django_db
@@ -41,6 +42,17 @@ class TestApiKey:
         assert ApiKey.authenticate(key) is None
         later = now + timedelta(minutes=5)
         assert ApiKey.authenticate(ApiKey.issue("future", expires_at=later)[1]) is not None
+
+    def test_state(self) -> None:
+        now = timezone.now()
+        row = ApiKey.issue("CI")[0]
+        assert row.state == KeyState.WORKS
+        row.expires_at = now + timedelta(hours=1)
+        assert row.state == KeyState.WORKS
+        row.expires_at = now
+        assert row.state == KeyState.EXPIRED
+        row.revoke()
+        assert row.state == KeyState.REVOKED
 
     def test_last_used_is_written_sparsely(self) -> None:
         row, key = ApiKey.issue("CI")
