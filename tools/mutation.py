@@ -1,35 +1,42 @@
 """Mutation testing of the core: changes a random sample of places, and shows what no test notices.
 
-``python -m tools.mutation [--folder db]… [--sample 20] [--seed 1]``, or ``nox -s mutation -- …``.
+``python -m tools.mutation [--folder db]… [--module db/locks.py]… [--sample 20] [--seed 1]``, or
+``nox -s mutation -- …``. ``DATABASE_URL`` names the database.
 
-Cosmic Ray makes the mutants and tries them. Its own program takes every mutant, all with the same
-command; this one takes a sample, runs the tests of the folder that a mutant is in, and works in a
-copy of the repository. ``DATABASE_URL`` names the database.
+Cosmic Ray makes the mutants. Its own program tries every mutant with the same command; this one
+takes a sample, spread evenly over the modules, and works in a copy of the repository. It first runs
+the tests that reach the changed statement, and the others of the folder only if none of them fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import difflib
 import os
 import random
-import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from itertools import islice, zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 from cosmic_ray.commands import init
-from cosmic_ray.mutating import mutate_and_test
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator
 from cosmic_ray.work_db import WorkDB, use_db
-from cosmic_ray.work_item import MutationSpec, TestOutcome
+from cosmic_ray.work_item import MutationSpec
+from coverage import CoverageData
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path("django_run_cancel")
+EQUIVALENTS = Path("tools/equivalent_mutants.toml")
 
 TESTS = {
     "api": ["tests/api"],
@@ -52,39 +59,95 @@ TESTS = {
 SLOW = ("api/test_fuzz.py", "api/test_live.py", "api/test_schema.py", "api/test_schemathesis.py")
 """Tests of the whole that find little more than those beside them."""
 
-PYTEST = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not broker and not browser"]
+PYTEST = [
+    *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly"),
+    *("-m", "not broker and not browser"),
+]
+COVERAGE = ["--cov=django_run_cancel", "--cov-context=test", "--cov-report="]
+
+Contexts = Mapping[str, Mapping[int, list[str]]]
+"""The tests that reach a line, by file and line."""
+
+
+class Mutant(NamedTuple):
+    """A changed module.
+
+    Attributes:
+        path: Path of the module in the repository.
+        lines: Numbers of the lines that are changed.
+        before: The text of the module.
+        after: The changed text.
+    """
+
+    path: Path
+    lines: list[int]
+    before: str
+    after: str
+
+    @property
+    def folder(self) -> str:
+        return self.path.parts[1]
+
+    @property
+    def change(self) -> tuple[str, str]:
+        """The changed lines, before and after."""
+        differences = list(difflib.ndiff(self.before.splitlines(), self.after.splitlines()))
+        removed, added = (
+            "\n".join(line[2:].strip() for line in differences if line.startswith(sign))
+            for sign in ("- ", "+ ")
+        )
+        return removed, added
+
+    def __str__(self) -> str:
+        removed, added = self.change
+        return f"{self.path}:{self.lines[0]}\n- {removed}\n+ {added}"
 
 
 def main() -> int:
     options = parsed_arguments()
+    equivalents = known_equivalents()
     with tempfile.TemporaryDirectory() as copy:
         copy_repository(Path(copy))
         os.chdir(copy)
-        os.environ["PYTHONPATH"] = copy
-        with use_db(":memory:", WorkDB.Mode.create) as database:
-            sample = sampled(database, options.folder, options.sample, options.seed)
-        outcomes: dict[str, Counter[TestOutcome]] = defaultdict(Counter)
-        for folder in options.folder:
-            chosen = [mutant for mutant in sample if folder_of(mutant) == folder]
-            if chosen:
-                outcomes[folder].update(outcomes_of(chosen, folder))
-    for folder, counter in outcomes.items():
-        killed, survived = counter[TestOutcome.KILLED], counter[TestOutcome.SURVIVED]
-        print(f"{folder}: {killed + survived} mutants, {killed} killed, {survived} survived")
-    return min(1, sum(counter[TestOutcome.SURVIVED] for counter in outcomes.values()))
+        # Python would take a module that is changed twice in a second for the one it has compiled.
+        os.environ |= {"PYTHONPATH": copy, "PYTHONDONTWRITEBYTECODE": "1"}
+        sample = sampled(modules_of(options), options.sample, options.seed)
+        survivors: dict[str, list[Mutant]] = {}
+        for folder in TESTS:
+            if chosen := [mutant for mutant in sample if mutant.folder == folder]:
+                survivors[folder] = [*survivors_of(chosen, folder)]
+    return print_summary(sample, survivors, equivalents)
 
 
 def parsed_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Test the tests of the core with mutants.")
     parser.add_argument("--folder", action="append", choices=list(TESTS), help="default: all")
+    parser.add_argument("--module", action="append", help="for example db/locks.py; default: all")
     parser.add_argument("--sample", type=int, default=60, help="number of mutants")
     parser.add_argument("--seed", type=int, help="of the sample; printed if not given")
     options = parser.parse_args()
-    options.folder = options.folder or list(TESTS)
+    for module in options.module or []:
+        if module.partition("/")[0] not in TESTS or not (ROOT / PACKAGE / module).is_file():
+            parser.error(f"{module} is no module of {', '.join(TESTS)}.")
     if options.seed is None:
         options.seed = random.randrange(10_000)
     print(f"Seed: {options.seed}", flush=True)
     return options
+
+
+def modules_of(options: argparse.Namespace) -> list[Path]:
+    modules = [PACKAGE / module for module in options.module or []]
+    folders = options.folder or ([] if modules else list(TESTS))
+    return [
+        *modules,
+        *(path for folder in folders for path in sorted((PACKAGE / folder).glob("*.py"))),
+    ]
+
+
+def known_equivalents() -> set[tuple[str, str, str]]:
+    """Return module, old text and new text of the mutants that are known to make no difference."""
+    data = tomllib.loads((ROOT / EQUIVALENTS).read_text("utf-8"))
+    return {(each["module"], each["before"], each["after"]) for each in data["mutants"]}
 
 
 def copy_repository(folder: Path) -> None:
@@ -97,60 +160,149 @@ def copy_repository(folder: Path) -> None:
             shutil.copy2(ROOT / name, folder / name)
 
 
-def sampled(database: WorkDB, folders: list[str], count: int, seed: int) -> list[MutationSpec]:
-    """Return one mutant of each of so many places; operators alone would weigh comparisons most."""
-    paths = [path for folder in folders for path in sorted((PACKAGE / folder).glob("*.py"))]
-    init(paths, database, {})
-    annotated = {path: set(annotated_places(path)) for path in paths}
-    by_place: dict[tuple[Path, tuple[int, int]], list[MutationSpec]] = defaultdict(list)
-    for item in database.work_items:
-        (mutant,) = item.mutations
-        if mutant.start_pos not in annotated[mutant.module_path]:
-            by_place[mutant.module_path, mutant.start_pos].append(mutant)
+def sampled(paths: list[Path], count: int, seed: int) -> list[Mutant]:
+    """Return one mutant of each of so many places, of each module in turn.
+
+    Of each place one, as operators alone would weigh comparisons most.
+    """
     chooser = random.Random(seed)
-    places = chooser.sample(sorted(by_place), min(count, len(by_place)))
-    return [
-        chooser.choice(sorted(by_place[place], key=lambda each: each.operator_name))
-        for place in places
-    ]
+    by_place: dict[Path, dict[tuple[int, int], list[MutationSpec]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    with use_db(":memory:", WorkDB.Mode.create) as database:
+        init(paths, database, {})
+        for item in database.work_items:
+            (spec,) = item.mutations
+            by_place[spec.module_path][spec.start_pos].append(spec)
+    queues = []
+    for path, places in sorted(by_place.items()):
+        unread = set(unread_places(path))
+        chosen = sorted(place for place in places if place not in unread)
+        queues.append([places[place] for place in chooser.sample(chosen, len(chosen))])
+    chooser.shuffle(queues)
+    in_turn = (specs for turn in zip_longest(*queues) for specs in turn if specs)
+    mutants = (
+        mutant_of(chooser.choice(sorted(specs, key=lambda each: each.operator_name)))
+        for specs in in_turn
+    )
+    return list(islice(filter(None, mutants), count))
 
 
-def annotated_places(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield where the ``|`` of annotations may stand: nobody evaluates these."""
+def mutant_of(spec: MutationSpec) -> Mutant | None:
+    """Return the mutant, or None if it is no Python: ``*`` before an argument is no operator."""
+    before = spec.module_path.read_text("utf-8")
+    operator = get_operator(spec.operator_name)(**spec.operator_args)
+    after = mutate_code(before, operator, spec.occurrence)
+    try:
+        compile(after, str(spec.module_path), "exec")
+    except SyntaxError:
+        return None
+    lines = range(spec.start_pos[0], spec.end_pos[0] + 1)
+    return Mutant(spec.module_path, list(lines), before, after)
+
+
+def unread_places(path: Path) -> Iterator[tuple[int, int]]:
+    """Yield what only type checkers read: annotations, and the blocks ``if TYPE_CHECKING``."""
     text = path.read_text("utf-8")
     lines = text.splitlines()
     for node in ast.walk(ast.parse(text)):
-        annotations = (getattr(node, "annotation", None), getattr(node, "returns", None))
-        for each in filter(None, annotations):
+        unread = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            unread += [node.test, *node.body]
+        for each in filter(None, unread):
             for line in range(each.lineno, each.end_lineno + 1):
                 start = each.col_offset if line == each.lineno else 0
                 end = each.end_col_offset if line == each.end_lineno else len(lines[line - 1])
                 yield from ((line, column) for column in range(start, end))
 
 
-def folder_of(mutant: MutationSpec) -> str:
-    return mutant.module_path.parts[1]
-
-
-def outcomes_of(mutants: list[MutationSpec], folder: str) -> Iterator[TestOutcome]:
-    """Try mutants of one folder, and print each that survives."""
+def survivors_of(mutants: list[Mutant], folder: str) -> Iterator[Mutant]:
+    """Try mutants of one folder, and yield those that no test notices."""
     ignored = [f"--ignore=tests/{name}" for name in SLOW]
-    command = [sys.executable, *PYTEST, *ignored, *TESTS[folder]]
+    every_test = [*ignored, *TESTS[folder]]
     began = time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*PYTEST, *COVERAGE, *every_test], check=True, stdout=subprocess.DEVNULL)
     seconds = time.monotonic() - began
     print(f"{folder}: {len(mutants)} mutants, {seconds:.0f} s for all tests", flush=True)
+    contexts = read_contexts()
     for number, mutant in enumerate(mutants, 1):
-        result = mutate_and_test([mutant], shlex.join(command), timeout=30 + 4 * seconds)
-        print(
-            f"{number} {mutant.module_path}:{mutant.start_pos[0]} {mutant.operator_name}", end=" "
+        reaching = tests_that_reach(mutant, contexts)
+        # What processes do is not measured: in the end, all tests are run.
+        survives = all(
+            tests_pass(mutant, tests, 60 + 4 * seconds)
+            for tests in filter(None, (reaching, every_test))
         )
-        print(result.test_outcome and result.test_outcome.value, flush=True)
-        if result.test_outcome == TestOutcome.SURVIVED:
-            print(result.diff, flush=True)
-        elif result.test_outcome != TestOutcome.KILLED:
-            raise RuntimeError(result.output)
-        yield result.test_outcome
+        outcome = "survived" if survives else "killed"
+        print(f"{number} {mutant.path}:{mutant.lines[0]} {outcome}", flush=True)
+        if survives:
+            yield mutant
+
+
+def read_contexts() -> Contexts:
+    data = CoverageData()
+    data.read()
+    return {
+        str(Path(file).relative_to(Path.cwd())): data.contexts_by_lineno(file)
+        for file in data.measured_files()
+    }
+
+
+def tests_that_reach(mutant: Mutant, contexts: Contexts) -> list[str]:
+    """Return the tests that execute the innermost statement around a change.
+
+    None for what is executed on import: most tests depend on that.
+    """
+    by_line = contexts.get(str(mutant.path), {})
+    statements = [
+        node
+        for node in ast.walk(ast.parse(mutant.before))
+        if isinstance(node, ast.stmt) and node.lineno <= mutant.lines[0] <= (node.end_lineno or 0)
+    ]
+    innermost = max(statements, key=lambda node: (node.lineno, -(node.end_lineno or 0)))
+    lines = range(innermost.lineno, (innermost.end_lineno or 0) + 1)
+    # A context is the id of a test, and which of its parts this is: ``|setup``, ``|run``.
+    return sorted(
+        {context.rpartition("|")[0] for line in lines for context in by_line.get(line, [])} - {""}
+    )
+
+
+def tests_pass(mutant: Mutant, tests: list[str], timeout: float) -> bool:
+    mutant.path.write_text(mutant.after, "utf-8")
+    try:
+        completed = subprocess.run([*PYTEST, *tests], timeout=timeout, capture_output=True)
+        return completed.returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        mutant.path.write_text(mutant.before, "utf-8")
+
+
+def print_summary(
+    sample: list[Mutant],
+    survivors: Mapping[str, list[Mutant]],
+    equivalents: set[tuple[str, str, str]],
+) -> int:
+    """Print what survived and the rates, and return 1 if a mutant survived that it should not."""
+    unknown = {
+        folder: [
+            mutant
+            for mutant in of_folder
+            if (str(mutant.path.relative_to(PACKAGE)), *mutant.change) not in equivalents
+        ]
+        for folder, of_folder in survivors.items()
+    }
+    for mutant in (mutant for of_folder in unknown.values() for mutant in of_folder):
+        print(f"\nSurvived: {mutant}")
+    print()
+    for folder, of_folder in survivors.items():
+        tried = sum(mutant.folder == folder for mutant in sample)
+        equivalent = len(of_folder) - len(unknown[folder])
+        killed, relevant = tried - len(of_folder), tried - equivalent
+        print(
+            f"{folder}: {tried} mutants, {equivalent} known as equivalent; of the others"
+            f" {killed} of {relevant} killed ({killed / max(relevant, 1):.1%})"
+        )
+    return int(any(unknown.values()))
 
 
 if __name__ == "__main__":
