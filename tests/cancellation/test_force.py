@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 
 from django_run_cancel.backends import StopOutcome
 from django_run_cancel.cancellation import record_stopped
-from django_run_cancel.cancellation.force import last_delivery
+from django_run_cancel.cancellation.force import last_delivery, told_by_force
 from django_run_cancel.delivery import deliver_due
 from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
 from django_run_cancel.states import Delivery
@@ -259,3 +259,12 @@ class TestNoEffect:
         force(run.run_id)
         items = CancellationItem.objects.filter(outcome="cancelled")
         assert dict(items.values_list("external_id", "force")) == {"old": False, "new": True}
+
+
+@pytest.mark.parametrize("is_forced", [False, True])
+@pytest.mark.parametrize("delivery", Delivery)
+def test_told_by_force(delivery: Delivery, is_forced: bool) -> None:
+    item = item_of(cancelled(force=is_forced))
+    CancellationItem.objects.update(delivery=delivery)
+    is_told = is_forced and delivery in {Delivery.PENDING, Delivery.DELIVERED}
+    assert list(told_by_force()) == ([item] if is_told else [])
