@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from django.db import connection
+from django.db import connection, connections
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -35,7 +35,8 @@ def tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def forget() -> None:
         for name in ("timezone", "timezone_name"):
-            vars(connection).pop(name, None)
+            vars(connections["default"]).pop(name, None)
+        connection.ensure_timezone()
 
     with monkeypatch.context() as patched:
         patched.setitem(connection.settings_dict, "TIME_ZONE", "Asia/Tokyo")
