@@ -1,4 +1,4 @@
-"""Users of the admin: one who may cancel runs, and one who may only view them."""
+"""Users of the admin: one who may do all, one who may cancel runs, one who may view them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import pytest
 from django.test import Client
 
 from tests.admin.helpers import logged_in
+
+
+@pytest.fixture
+def chief() -> Client:
+    return logged_in("chief", is_superuser=True)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime, timedelta
 from html import unescape
 from typing import Any
 
@@ -11,8 +12,11 @@ from django.contrib.auth.models import Permission
 from django.contrib.messages import get_messages
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
-from django_run_cancel.models import get_run_model
+from django_run_cancel.cancellation import cancel_runs
+from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
+from tests.helpers import ids, make_runs
 
 RUN = get_run_model()._meta
 LIST = f"/admin/{RUN.app_label}/{RUN.model_name}/"
@@ -20,6 +24,9 @@ CANCEL = f"{LIST}cancel/"
 KILL = f"{LIST}kill/"
 RECORDS = "/admin/django_run_cancel/cancellation/"
 KEYS = "/admin/django_run_cancel/apikey/"
+
+LOOKS = ("view_run", "view_job", "view_cancellation")
+"""Permissions to view all that the admin has of runs and cancellations."""
 
 
 def logged_in(name: str, *codenames: str, is_superuser: bool = False) -> Client:
@@ -69,3 +76,18 @@ def confirm(client: Client, page: Any, **fields: str) -> Any:
 
 def page_of(run: Any) -> str:
     return reverse(f"admin:{RUN.app_label}_{RUN.model_name}_change", args=[run.pk])
+
+
+def ago(**span: float) -> datetime:
+    return timezone.now() - timedelta(**span)
+
+
+def make_stopping(count: int = 1, *, minutes: float = 34.5, **fields: Any) -> Cancellation:
+    """Cancel running runs, some minutes ago. Their executors were told, and did nothing."""
+    runs = make_runs(count, "running", **fields)
+    record = cancel_runs(ids(runs), requested_by="night watch", reason="Disk full").cancellation
+    assert record is not None
+    rows = get_run_model()._base_manager.filter(cancellation=record)
+    rows.update(finished_at=ago(minutes=minutes), started_at=ago(hours=2.5))
+    CancellationItem.objects.filter(cancellation=record).update(delivery="delivered")
+    return record

@@ -14,11 +14,6 @@ from tests.admin.helpers import KEYS, logged_in, said, text, words
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def chief() -> Client:
-    return logged_in("chief", is_superuser=True)
-
-
 def create(client: Client, **fields: str) -> str:
     """Create a key and return it."""
     page = text(client.post(f"{KEYS}add/", {"name": "CI", "tenant": "", **fields}))

@@ -37,11 +37,6 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
-def chief() -> Client:
-    return logged_in("chief", is_superuser=True)
-
-
-@pytest.fixture
 def reader() -> Client:
     return logged_in("reader", "view_cancellation")
 

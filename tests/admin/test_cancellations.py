@@ -23,11 +23,6 @@ pytestmark = pytest.mark.django_db
 ITEMS = "/admin/django_run_cancel/cancellationitem/"
 
 
-@pytest.fixture
-def chief() -> Client:
-    return logged_in("chief", is_superuser=True)
-
-
 def test_page_shows_the_request_and_what_happened(chief: Client) -> None:
     run, finished = make_run("running"), make_run("completed")
     child = run.create_child()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,15 +11,26 @@ from django.contrib import admin
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
-from django.utils import timezone
 from django.utils.html import escape
 
 from django_run_cancel.admin import columns, run_page
 from django_run_cancel.admin.run_page import MAX_PARENTS, SHOWN_CHILDREN
 from django_run_cancel.cancellation import cancel_runs, record_stopped, start_bulk_cancellation
 from django_run_cancel.models import CancellationChunk, CancellationItem, get_run_model
-from tests.admin.helpers import CANCEL as CONFIRM
-from tests.admin.helpers import KEYS, LIST, RECORDS, hidden, logged_in, page_of, text, words
+from tests.admin.helpers import (
+    CANCEL as CONFIRM,
+)
+from tests.admin.helpers import (
+    KEYS,
+    LIST,
+    RECORDS,
+    ago,
+    hidden,
+    logged_in,
+    page_of,
+    text,
+    words,
+)
 from tests.helpers import make_run, make_runs
 
 pytestmark = pytest.mark.django_db
@@ -42,10 +53,6 @@ def summary(client: Client, run: Any) -> str:
 
 def set_run(run: Any, **values: Any) -> None:
     get_run_model()._base_manager.filter(pk=run.pk).update(**values)
-
-
-def ago(**span: float) -> datetime:
-    return timezone.now() - timedelta(**span)
 
 
 def is_live(client: Client, run: Any) -> bool:
@@ -198,10 +205,6 @@ class TestSummaryAlone:
 
 class TestWorkerWarning:
     COMMAND = "python manage.py deliver_cancellations"
-
-    @pytest.fixture
-    def chief(self) -> Client:
-        return logged_in("chief", is_superuser=True)
 
     def pages(self, client: Client, run: Any) -> dict[str, str]:
         item = CancellationItem.objects.get()

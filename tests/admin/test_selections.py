@@ -24,11 +24,6 @@ REFUSED = "It is not clear which runs are meant, and nothing has been cancelled.
 
 
 @pytest.fixture
-def chief() -> Client:
-    return logged_in("chief", is_superuser=True)
-
-
-@pytest.fixture
 def page_class() -> Any:
     return admin.site.get_model_admin(get_run_model())
 
