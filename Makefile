@@ -37,8 +37,7 @@ help:
 	@echo 'make test-all  run all tests, with Redis, RabbitMQ and Chromium'
 	@echo 'make install   create .venv with all that developers need (PYTHON=python3)'
 	@echo 'make lint      check style, types and the order of imports'
-	@echo 'make bench     measure cancelling, the endpoint, checkpoints, delivery and tracking'
-	@echo 'make bench-scaling SAVE=--save  measure what "Past one machine" says, and write it there'
+	@echo 'make bench     measure what it costs; SAVE=--save writes the figures into the documentation'
 	@echo 'make messages  update the translations from the sources'
 	@echo 'make screenshots  take the pictures in the documentation (needs Chromium)'
 	@echo 'make diagrams  draw the diagrams of the documentation'
@@ -107,19 +106,17 @@ lint: $(VENV)/.all
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# SAVE=--save writes the figures of the second half to docs/figures, and the documentation from them.
+# SAVE=--save writes the figures to docs/figures, and the documentation from them.
 .PHONY: bench
 bench: $(VENV)/.test
-	$(BIN)/python -m benchmarks.cancelling
-	$(BIN)/python -m benchmarks.endpoint
-	$(BIN)/python -m benchmarks.checkpoint
+	$(BIN)/python -m benchmarks.calls $(SAVE)
+	$(BIN)/python -m benchmarks.validation
+	$(BIN)/python -m benchmarks.cancelling $(SAVE)
+	$(BIN)/python -m benchmarks.endpoint $(SAVE)
+	$(BIN)/python -m benchmarks.bulk --runs 100000 $(SAVE)
+	$(BIN)/python -m benchmarks.lists --runs 100000 $(SAVE)
 	$(BIN)/python -m benchmarks.delivery
 	$(BIN)/python -m benchmarks.tracking
-	$(BIN)/python -m benchmarks.bulk 100000
-	@$(MAKE) --no-print-directory bench-scaling
-
-.PHONY: bench-scaling
-bench-scaling: $(VENV)/.test
 	$(BIN)/python -m benchmarks.delivery_workers $(SAVE)
 	$(BIN)/python -m benchmarks.clients $(SAVE)
 	$(BIN)/python -m benchmarks.table_size $(SAVE)

@@ -1,9 +1,9 @@
 """How fast a bulk cancellation is, against hand-written SQL that cancels in chunks.
 
-Run it with ``python -m benchmarks.bulk [RUNS]``: as many active runs are cancelled, among as many
-completed ones. ``DATABASE_URL`` chooses the database; the runs live in a test database. Both ways
-write the same columns of runs and items. Meanwhile another process cancels single runs, as clients
-do, except on SQLite, which has one writer at a time.
+Run it with ``python -m benchmarks.bulk [--runs N] [--save]``: as many active runs are cancelled,
+among as many completed ones. ``DATABASE_URL`` chooses the database; the runs live in a test
+database. Both ways write the same columns of runs and items. Meanwhile another process cancels
+single runs, as clients do, except on SQLite, which has one writer at a time.
 """
 
 from __future__ import annotations
@@ -16,32 +16,41 @@ import sys
 import time
 from typing import Any
 
+from benchmarks.figures import Figures, arguments, own_database
+
 CHUNK = 1_000
 BATCH = 10_000
 QUIET_SECONDS = 5.0
 
 
-def main(count: int) -> None:
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "benchmarks.settings")
-    import django
+def main() -> None:
+    given = arguments(__doc__, runs=1_000_000)
+    count = given.runs
+    with own_database():
+        from django.db import connection
 
-    django.setup()
-    from django.db import connection
-
-    connection.creation.create_test_db(verbosity=0, autoclobber=True)
-    try:
-        print(f"{count:,} active runs of {2 * count:,}, {connection.vendor}")
+        figures = Figures(
+            f"bulk_{connection.vendor}",
+            *("cancelled runs", "runs a second", "by hand", "part of that", "preview s"),
+            *("selection s", "longest transaction ms", "MB more", "p95 of others before, ms"),
+            "p95 of others meanwhile, ms",
+            module="bulk",
+        )
         fill(count)
         by_hand = measure_by_hand(count)
-        print(f"hand-written SQL: {by_hand:,.0f} runs a second")
+        print(f"hand-written SQL: {by_hand:,.0f} runs a second", flush=True)
         fill(count)
-        ours = measure_ours(count)
-        print(f"bulk cancellation: {ours:,.0f} runs a second, {ours / by_hand:.0%} of that")
-        if connection.vendor != "sqlite":
+        ours, *details = measure_ours(count)
+        print(f"bulk cancellation: {ours:,.0f} runs a second", flush=True)
+        if connection.vendor == "sqlite":
+            others = ("-", "-")
+        else:
             fill(count)
-            measure_others(count)
-    finally:
-        connection.creation.destroy_test_db(connection.settings_dict["NAME"], verbosity=0)
+            others = measure_others(count)
+        part = f"{ours / by_hand:.0%}"
+        figures.add(count, round(ours), round(by_hand), part, *details, *others)
+        if given.save:
+            figures.save()
 
 
 def fill(count: int) -> None:
@@ -128,7 +137,8 @@ def measure_by_hand(count: int) -> float:
     return count / (time.perf_counter() - started)
 
 
-def measure_ours(count: int) -> float:
+def measure_ours(count: int) -> tuple[float, ...]:
+    """Return the runs a second, and the other figures of ``main()`` about this process."""
     from django_run_cancel.cancellation import (
         preview_bulk_cancellation,
         start_bulk_cancellation,
@@ -142,7 +152,6 @@ def measure_ours(count: int) -> float:
     previewed = time.perf_counter()
     record = start_bulk_cancellation(runs, requested_by="benchmark").cancellation
     selected = time.perf_counter()
-    print(f"  preview {previewed - started:.2f} s, selection {selected - previewed:.2f} s")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     longest = 0.0
     while True:
@@ -152,24 +161,21 @@ def measure_ours(count: int) -> float:
         longest = max(longest, time.perf_counter() - begun)
     seconds = time.perf_counter() - previewed
     more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
-    print(f"  longest transaction {longest * 1_000:.0f} ms, memory +{more / 1_024:.0f} MB")
     record.refresh_from_db()
     assert (record.state, record.cancelled_count) == ("completed", count)
-    return count / seconds
+    return (
+        *(count / seconds, round(previewed - started, 3), round(selected - previewed, 2)),
+        *(round(longest * 1_000), round(more / 1_024)),
+    )
 
 
-def measure_others(count: int) -> None:
-    """Measure how long clients wait that cancel single runs, before and meanwhile."""
-    from django.db import connection
-
+def measure_others(count: int) -> tuple[Any, ...]:
+    """Return how long clients wait that cancel single runs, before and meanwhile."""
     from django_run_cancel.cancellation import advance_bulk_cancellations, start_bulk_cancellation
     from django_run_cancel.models import get_run_model
 
-    name = str(connection.settings_dict["NAME"])
-    url = os.environ["DATABASE_URL"].rpartition("/")[0] + "/" + name
     command = [sys.executable, "-m", "benchmarks.bulk", "client"]
-    environment = {**os.environ, "DATABASE_URL": url}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as client:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
         time.sleep(QUIET_SECONDS)
         runs = get_run_model()._base_manager.filter(status="queued")
         start_bulk_cancellation(runs, requested_by="benchmark")
@@ -184,10 +190,7 @@ def measure_others(count: int) -> None:
     quiet = [wait for at, wait in waits if at < begun]
     busy = [wait for at, wait in waits if begun < at < ended]
     before, meanwhile = (statistics.quantiles(each, n=20)[-1] for each in (quiet, busy))
-    print(
-        f"  one run cancelled by others, p95: {before * 1_000:.1f} ms, and {meanwhile * 1_000:.1f}"
-        f" ms meanwhile ({meanwhile / before:.1f}x)"
-    )
+    return round(before * 1_000, 1), round(meanwhile * 1_000, 1)
 
 
 def client() -> None:
@@ -210,4 +213,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["client"]:
         client()
     else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
+        main()

@@ -1,41 +1,43 @@
-"""What ``cancel_runs`` costs against hand-written SQL, and how long large trees take.
+"""What ``cancel_runs`` costs against hand-written SQL, for 1, 10 and 100 ids.
 
-Run it with ``python -m benchmarks.cancelling [ROWS]``. ``DATABASE_URL`` chooses the server; the
-database is made for the occasion.
+Run it with ``python -m benchmarks.cancelling [--rows N] [--save]``. ``DATABASE_URL`` chooses the
+server; the database is made for the occasion. Both ways take turns, so that whatever else the
+machine does slows both.
 """
 
 from __future__ import annotations
 
 import gc
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
-ROUNDS = 100
+from benchmarks.figures import Figures, arguments, own_database
+
 COUNTS = (1, 10, 100)
-TREES = {
-    "10,000 children": (10_000, 1),
-    "100,000 children": (100_000, 1),
-    "chain of 10,000": (1, 10_000),
-}
 
 
-def main(rows: int) -> None:
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "benchmarks.settings")
-    import django
+def main() -> None:
+    given = arguments(__doc__, rows=20_000, rounds=100)
+    with own_database():
+        from django.db import connection
 
-    django.setup()
-    from django.db import connection
-
-    connection.creation.create_test_db(verbosity=0, autoclobber=True)
-    try:
-        fill(rows)
-        against_the_floor()
-        trees()
-    finally:
-        connection.creation.destroy_test_db(connection.settings_dict["NAME"], verbosity=0)
+        figures = Figures(
+            f"cancelling_{connection.vendor}",
+            *("ids", "cancel_runs: least ms", "by hand: least ms", "times by hand"),
+            *("cancel_runs: median ms", "by hand: median ms", "medians, times by hand"),
+            module="cancelling",
+        )
+        fill(given.rows)
+        for count in COUNTS:
+            ours, floor = [], []
+            for _ in range(given.rounds):
+                ours.append(timed(call_service(count)))
+                floor.append(timed(call_floor(count)))
+            least, medians = compared(ours, floor, min), compared(ours, floor, statistics.median)
+            figures.add(count, *least, *medians)
+        if given.save:
+            figures.save()
 
 
 def fill(rows: int) -> None:
@@ -51,22 +53,12 @@ def fill(rows: int) -> None:
             cursor.execute("VACUUM ANALYZE")
 
 
-def against_the_floor() -> None:
-    from django.db import connection
-
-    print(f"cancel_runs on {connection.vendor}, and the same by hand: least ms, and medians")
-    for count in COUNTS:
-        ours, floor = [], []
-        for _ in range(ROUNDS):
-            ours.append(timed(call_service(count)))
-            floor.append(timed(call_floor(count)))
-        print(f"{count:>4} ids: {compared(ours, floor, min)}, ", end="")
-        print(f"medians {compared(ours, floor, statistics.median)}", flush=True)
-
-
-def compared(ours: list[float], floor: list[float], value: Callable[[list[float]], float]) -> str:
+def compared(
+    ours: list[float], floor: list[float], value: Callable[[list[float]], float]
+) -> tuple[float, float, float]:
+    """Return a value of both in milliseconds, and the first as times the second."""
     mine, theirs = value(ours), value(floor)
-    return f"{1000 * mine:6.2f} / {1000 * theirs:6.2f} = {mine / theirs:.2f}x"
+    return round(1000 * mine, 3), round(1000 * theirs, 3), round(mine / theirs, 2)
 
 
 def call_service(count: int) -> Callable[[], object]:
@@ -84,30 +76,6 @@ def call_floor(count: int) -> Callable[[], object]:
     return cancelling_by_hand(sorted(run.pk for run in make_runs(count, "running")))
 
 
-def trees() -> None:
-    from django.db import connection
-    from django.test.utils import CaptureQueriesContext
-
-    from django_run_cancel.cancellation import cancel_runs
-    from django_run_cancel.models import get_run_model
-    from tests.helpers import make_run
-
-    model = get_run_model()
-    for name, (width, depth) in TREES.items():
-        top = make_run("running")
-        if depth == 1:
-            runs = [model(parent=top, status="running") for _ in range(width)]
-            model._base_manager.bulk_create(runs, batch_size=5_000)
-        else:
-            above = top
-            for _ in range(depth):
-                above = model._base_manager.create(parent=above, status="running")
-        with CaptureQueriesContext(connection) as captured:
-            took = timed(lambda top=top: cancel_runs([top.run_id], requested_by="benchmark"))  # type: ignore[misc]
-        left = model._base_manager.filter(status="running").count()
-        print(f"{name}: {took:.2f} s, {len(captured)} statements, {left} still running", flush=True)
-
-
 def timed(call: Callable[[], object]) -> float:
     gc.collect()
     begin = time.perf_counter()
@@ -116,4 +84,4 @@ def timed(call: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000)
+    main()

@@ -1,8 +1,9 @@
 """What ``POST /v1/runs/cancel`` costs over HTTP, against views that do less.
 
-Run it with ``python -m benchmarks.endpoint``. gunicorn (two processes of four threads) and uvicorn
-(two processes) serve the API, an empty view of REST framework, and such a view with hand-written
-SQL. Clients keep their connections. ``DATABASE_URL`` chooses the server of the runs.
+Run it with ``python -m benchmarks.endpoint [--rounds N] [--save]``. gunicorn (two processes of four
+threads) and uvicorn (two processes) serve the API, an empty view of REST framework, and such a view
+with hand-written SQL. Clients keep their connections. ``DATABASE_URL`` chooses the server of the
+runs.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from benchmarks.figures import Figures, arguments, own_database
+
 ROWS = 20_000
 """Finished runs in the table, so that the database plans as for a table that has been in use."""
 
-ROUNDS = 5
 REQUESTS = {1: 160, 100: 48}
 """Requests in a round, by the number of ids in each."""
 
@@ -24,41 +26,40 @@ PATHS = {"endpoint": "/v1/runs/cancel", "by hand": "/floor", "empty": "/empty"}
 
 
 def main() -> None:
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "benchmarks.settings")
+    given = arguments(__doc__, rounds=5)
     os.environ["WEB_CONCURRENCY"] = "2"  # gunicorn and uvicorn read it
-    import django
+    figures = Figures(
+        "endpoint",
+        *("server", "ids", "clients", "requests a second", "by hand", "empty view"),
+        "times by hand",
+    )
+    with own_database():
+        from benchmarks.cancelling import fill
+        from tests.api.servers import SERVERS, running
 
-    django.setup()
-    from django.db import connection
-
-    from benchmarks.cancelling import fill
-    from tests.api.servers import SERVERS, running
-
-    connection.creation.create_test_db(verbosity=0, autoclobber=True)
-    try:
         fill(ROWS)
         for server in SERVERS:
             with running(server) as port:
                 for count in REQUESTS:
                     for clients in (1, 8):
-                        report(server, port, count, clients)
-    finally:
-        connection.close()
-        connection.creation.destroy_test_db(connection.settings_dict["NAME"], verbosity=0)
+                        seconds = least_seconds(port, count, clients, given.rounds)
+                        ratio = seconds["endpoint"] / seconds["by hand"]
+                        rates = (round(1 / each) for each in seconds.values())
+                        figures.add(server, count, clients, *rates, round(ratio, 2))
+        if given.save:
+            figures.save()
 
 
-def report(server: str, port: int, count: int, clients: int) -> None:
+def least_seconds(port: int, count: int, clients: int, rounds: int) -> dict[str, float]:
+    """Return the least seconds of a request, for each of ``PATHS``."""
     from django_run_cancel.models import ApiKey
 
-    key = ApiKey.issue(f"{server} {count} {clients}")[1]
+    key = ApiKey.issue(f"benchmark {port} {count} {clients}")[1]
     seconds: dict[str, list[float]] = {name: [] for name in PATHS}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, path in PATHS.items():
             seconds[name].append(measure(port, path, key, make_bodies(count), clients))
-    least = {name: min(each) for name, each in seconds.items()}
-    rates = ", ".join(f"{name} {1 / each:,.0f}/s" for name, each in least.items())
-    ratio = least["endpoint"] / least["by hand"]
-    print(f"{server}, {count} ids, {clients} clients: {rates}; {ratio:.2f}x by hand", flush=True)
+    return {name: min(each) for name, each in seconds.items()}
 
 
 def make_bodies(count: int) -> list[bytes]:

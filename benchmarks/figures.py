@@ -24,11 +24,13 @@ class Figures:
     Args:
         name: Name of the file that has them, without its suffix.
         columns: Headings of the columns, with their units.
+        module: Name of the benchmark, if it is another one.
     """
 
-    def __init__(self, name: str, *columns: str) -> None:
+    def __init__(self, name: str, *columns: str, module: str | None = None) -> None:
         self.name = name
         self.columns = columns
+        self.module = module or name
         self.rows: list[tuple[Any, ...]] = []
 
     def add(self, *values: Any) -> None:
@@ -43,7 +45,11 @@ class Figures:
     def save(self) -> None:
         """Write the rows to the file, with the database and the machine that they are of."""
         FOLDER.mkdir(exist_ok=True)
-        about = {"database": database_version(), "cores": os.cpu_count()}
+        about: dict[str, Any] = {
+            "module": self.module,
+            "database": database_version(),
+            "cores": os.cpu_count(),
+        }
         about |= {"python": platform.python_version(), "columns": self.columns}
         head = json.dumps(about, indent=2).removesuffix("\n}")
         rows = ",\n    ".join(json.dumps(row) for row in self.rows)

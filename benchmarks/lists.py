@@ -1,6 +1,7 @@
 """How long lists, searches and previews take on a large table: the admin's pages, and the API's.
 
-Run it with ``python -m benchmarks.lists [RUNS]``: as many active runs among as many others.
+Run it with ``python -m benchmarks.lists [--runs N] [--save]``: as many active runs among as many
+others.
 ``DATABASE_URL`` chooses the database; the rows live in a test database. The requests go through
 Django's test client, as a superuser. On PostgreSQL, the search indexes are created first.
 """
@@ -8,12 +9,12 @@ Django's test client, as a superuser. On PostgreSQL, the search indexes are crea
 from __future__ import annotations
 
 import io
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from benchmarks.figures import Figures, arguments, own_database
 
 BATCH = 10_000
 CHILDREN = 10_000
@@ -24,48 +25,41 @@ EPOCH = "2026-01-01T00:00:00+00:00"
 Question = Callable[[], Any]
 
 
-def main(count: int) -> None:
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "benchmarks.settings")
-    import django
+def main() -> None:
+    given = arguments(__doc__, runs=1_000_000)
+    figures = Figures("lists", "asked", "statements", "database ms", "median ms", "p95 ms")
+    with own_database():
+        from django.conf import settings
+        from django.core.management import call_command
+        from django.db import connection
 
-    django.setup()
-    from django.conf import settings
-    from django.core.management import call_command
-    from django.db import connection
-
-    settings.ALLOWED_HOSTS = ["testserver"]
-    connection.creation.create_test_db(verbosity=0, autoclobber=True)
-    try:
-        fill(count)
+        settings.ALLOWED_HOSTS = ["testserver"]
+        fill(given.runs)
         if connection.vendor == "postgresql":
             call_command("create_search_indexes", verbosity=0, stdout=io.StringIO())
             with connection.cursor() as cursor:
                 cursor.execute("VACUUM ANALYZE")
-        print(f"{count:,} active runs of {2 * count:,}, {connection.vendor}")
-        print(f"{'':52} {'statements':>10} {'database ms':>12} {'median ms':>10} {'p95 ms':>8}")
-        for name, question in questions(count):
-            print(f"{name:52} {measured(question)}", flush=True)
-    finally:
-        connection.creation.destroy_test_db(connection.settings_dict["NAME"], verbosity=0)
+        for name, question in questions(given.runs):
+            figures.add(name, *measured(question))
+        if given.save:
+            figures.save()
 
 
-def measured(question: Question) -> str:
+def measured(question: Question) -> tuple[int, ...]:
     """Return the statements, the time in the database, and median and p95 of some rounds."""
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
-    with CaptureQueriesContext(connection) as captured:
-        question()
-        statements = len(captured)
-        in_database = sum(float(entry["time"]) for entry in captured) * 1_000
     times = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
         question()
         times.append((time.perf_counter() - started) * 1_000)
+    with CaptureQueriesContext(connection) as captured:
+        question()
+    in_database = sum(float(entry["time"]) for entry in captured) * 1_000
     p95 = statistics.quantiles(times, n=20, method="inclusive")[-1]
-    median = statistics.median(times)
-    return f"{statements:>10} {in_database:>12.0f} {median:>10.0f} {p95:>8.0f}"
+    return len(captured), round(in_database), round(statistics.median(times)), round(p95)
 
 
 def fill(count: int) -> None:
@@ -180,7 +174,7 @@ def runs_of_admin(count: int) -> dict[str, str]:
     return {
         "all": "",
         "page 2": "?p=2",
-        "last page": "?p=100",
+        "last page": f"?p={min(100, count // 50)}",
         "oldest first": "?o=4",
         "active": "?status=active",
         "queued": "?status=queued",
@@ -275,4 +269,4 @@ def previews(count: int) -> Iterator[tuple[str, Question]]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
+    main()

@@ -1,7 +1,7 @@
 """Charts and tables of the documentation, from the figures that benchmarks have saved.
 
-Run it with ``python -m benchmarks.report``, after single benchmarks with ``--save``; ``make
-bench-scaling SAVE=--save`` runs all of them, and this. It draws charts in ``docs/images``, and
+Run it with ``python -m benchmarks.report``, after single benchmarks with ``--save``; ``make bench
+SAVE=--save`` runs all of them, and this. It draws charts in ``docs/images``, and
 replaces what is between the comments ``<!-- figures NAME -->`` and ``<!-- end -->`` of pages.
 """
 
@@ -62,6 +62,15 @@ def delivery_workers() -> str:
     return bar_chart("Items told a second", "delivery workers", {"together": rate})
 
 
+def cancelling() -> str:
+    rows = rows_of("cancelling_postgresql")
+    series = {
+        "cancel_runs()": points(rows, "ids", "cancel_runs: least ms"),
+        "by hand": points(rows, "ids", "by hand: least ms"),
+    }
+    return bar_chart("Milliseconds for a cancellation", "ids", series)
+
+
 def polling() -> str:
     rows = [row for row in rows_of("polling") if row["executions in each"] == 10]
     settings = {
@@ -85,6 +94,7 @@ CHARTS: dict[str, Callable[[], str]] = {
     "tree-shape": tree_shape,
     "delivery-workers": delivery_workers,
     "polling": polling,
+    "cancelling": cancelling,
 }
 
 
@@ -102,10 +112,8 @@ def saved_table(name: str) -> Iterator[str]:
     saved = read(name)
     yield from markdown(saved["columns"], saved["rows"])
     yield ""
-    yield (
-        f"`python -m benchmarks.{name}`, on {saved['database']} and {saved['cores']} cores, which"
-        " the benchmark used, too."
-    )
+    where = f"on {saved['database']} and {saved['cores']} cores, which the benchmark used, too."
+    yield f"`python -m benchmarks.{saved['module']}`, {where}"
 
 
 RUNS_A_MINUTE = (100, 10_000, 1_000_000)
