@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from django.db import transaction
+from django.db import connections, transaction
 from django.db.models import Model, QuerySet
 
 from django_run_cancel import signals
-from django_run_cancel.cancellation.arguments import MAX_RUN_IDS
 from django_run_cancel.cancellation.decision import Decision
 from django_run_cancel.cancellation.force import force_deliveries
 from django_run_cancel.cancellation.records import columns_of_items
@@ -22,8 +21,11 @@ from django_run_cancel.db.statements import MAX_LISTED_ON_MYSQL, chunks
 from django_run_cancel.models import Cancellation, CancellationChunk, CancellationItem
 from django_run_cancel.states import ChunkKind, StopState
 
-CHUNK_SIZE = MAX_LISTED_ON_MYSQL
-"""Maximum number of ids in a chunk; one transaction may cancel all of them."""
+CHUNK_SIZE = 2_000
+"""Maximum number of ids in a chunk; one transaction may cancel all of them.
+
+Larger ones are hardly faster, and are shared by fewer workers.
+"""
 
 CHUNKS_AT_ONCE = 20
 """Number of chunks to insert by one statement."""
@@ -58,7 +60,7 @@ def lock_trees(scope: QuerySet[Any], model: type[Model], using: str, restartable
     after the keys were read, and before the rows were locked.
 
     Args:
-        scope: The runs, at most as many as a call of ``cancel_runs`` accepts.
+        scope: The runs, at most ``CHUNK_SIZE``.
         model: The run model.
         using: Alias of the database.
         restartable: Whether the transaction can be repeated; if not, runs that were added to the
@@ -81,8 +83,8 @@ def lock_trees(scope: QuerySet[Any], model: type[Model], using: str, restartable
 def _read_keys(
     scope: QuerySet[Any], model: type[Model], using: str
 ) -> tuple[set[Any], set[Any], bool]:
-    # Twice MAX_RUN_IDS: the query may return the keys of the runs themselves twice.
-    limit = settings.MAX_TREE + 2 * MAX_RUN_IDS + 1
+    # Twice CHUNK_SIZE: the query may return the keys of the runs themselves twice.
+    limit = settings.MAX_TREE + 2 * CHUNK_SIZE + 1
     reached, pks = trees.read_closure(scope, model, using, limit)
     is_complete = len(pks - reached) <= settings.MAX_TREE
     return reached, pks if is_complete else reached, is_complete
@@ -132,6 +134,8 @@ def write_chunks(
     hidden: frozenset[str] = frozenset(),
 ) -> int:
     """Insert chunks with these ids for the delivery workers, and return the number of ids."""
+    is_mysql = connections[using].vendor == "mysql"
+    size = min(CHUNK_SIZE, MAX_LISTED_ON_MYSQL) if is_mysql else CHUNK_SIZE
     rows = (
         CancellationChunk(
             cancellation=record,
@@ -141,7 +145,7 @@ def write_chunks(
             size=len(part),
             advanced_at=DatabaseNow(),
         )
-        for part in chunks(run_ids, CHUNK_SIZE)
+        for part in chunks(run_ids, size)
     )
     total = 0
     for some in chunks(rows, CHUNKS_AT_ONCE):  # do not hold a million ids in memory
