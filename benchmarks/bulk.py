@@ -20,6 +20,7 @@ from benchmarks.figures import Figures, arguments, own_database
 
 CHUNK = 1_000
 BATCH = 10_000
+COPY = "benchmark_copy"
 QUIET_SECONDS = 5.0
 
 
@@ -54,22 +55,35 @@ def main() -> None:
 
 
 def fill(count: int) -> None:
-    """Begin with a new table of active and completed runs, in turn."""
+    """Begin with a table of active and completed runs, in turn; a copy of the first one."""
     from django.db import connection
 
     from django_run_cancel.models import Cancellation, get_run_model
 
     rows = get_run_model()._base_manager
+    run, *others = (connection.ops.quote_name(name) for name in tables_of(connection))
     with connection.cursor() as cursor:
-        if connection.vendor == "postgresql":
-            tables = ", ".join(connection.ops.quote_name(name) for name in tables_of(connection))
-            cursor.execute(f"TRUNCATE {tables} CASCADE")
+        if COPY not in connection.introspection.table_names():
+            make_runs(count)
+            cursor.execute(f"CREATE TABLE {COPY} AS SELECT * FROM {run}")
         else:
-            rows.all()._raw_delete(connection.alias)
-            Cancellation.objects.all().delete()
+            if connection.vendor == "postgresql":
+                cursor.execute(f"TRUNCATE {', '.join([run, *others])} CASCADE")
+            else:
+                rows.all()._raw_delete(connection.alias)
+                Cancellation.objects.all().delete()
+            cursor.execute(f"INSERT INTO {run} SELECT * FROM {COPY}")
+        if connection.vendor == "postgresql":
+            cursor.execute("VACUUM ANALYZE")
+            cursor.execute("CHECKPOINT")
+
+
+def make_runs(count: int) -> None:
+    from django_run_cancel.models import get_run_model
+
+    rows = get_run_model()._base_manager
     common = {"backend": "celery", "title": "project.tasks.crawl"}
     for start in range(0, 2 * count, BATCH):
-        numbers = range(start, min(start + BATCH, 2 * count))
         rows.bulk_create(
             rows.model(
                 run_id=f"tsk_{number:032}",
@@ -77,12 +91,8 @@ def fill(count: int) -> None:
                 status="completed" if number % 2 else "queued",
                 **common,
             )
-            for number in numbers
+            for number in range(start, min(start + BATCH, 2 * count))
         )
-    with connection.cursor() as cursor:
-        if connection.vendor == "postgresql":
-            cursor.execute("VACUUM ANALYZE")
-            cursor.execute("CHECKPOINT")
 
 
 def tables_of(connection: Any) -> list[str]:
