@@ -33,7 +33,7 @@ def select_all(page: Page, count: int) -> None:
     page.goto(LIST)
     page.locator("#action-toggle").check()
     question = page.locator(".actions .question a")
-    expect(question).to_contain_text(f"Select all {count}")
+    expect(question).to_contain_text(f"Select all {count:,} runs")
     question.click()
 
 
@@ -49,7 +49,7 @@ def test_across_pages(chief: Page) -> None:
     expect(everything).to_be_focused()
     everything.check()
     yes(chief, "Wrong year")
-    assert messages(chief) == ["1001 runs are being cancelled by the delivery worker."]
+    assert messages(chief) == ["1,001 runs are being cancelled by the delivery worker."]
 
     summary = chief.locator("#run-cancel-summary")
     expect(summary.get_by_role("status")).to_have_text("waiting for the delivery worker")
