@@ -64,14 +64,21 @@ def read_closure(
             using,
         ).format(
             scope=query,
-            # From ten runs on, MariaDB would rather read the parents of all runs there are.
-            join="STRAIGHT_JOIN" if connections[using].vendor == "mysql" else "JOIN",
+            join=_join_children(using),
             limit=limit,
             **names_of(model, using),
         ),
         params,
     )
     return {pk for pk, asked in rows if asked}, {pk for pk, _ in rows}
+
+
+def _join_children(using: str) -> str:
+    """Return the JOIN of parents with their children.
+
+    From ten parents on, MariaDB would rather read the parents of all runs there are.
+    """
+    return "STRAIGHT_JOIN" if connections[using].vendor == "mysql" else "JOIN"
 
 
 def _recursive(sql: str, using: str) -> str:
@@ -147,10 +154,10 @@ def keys_below(scope: QuerySet[Any], using: str) -> RawSQL | list[Any]:
     model: type[Model] = scope.model
     sql = (
         "WITH RECURSIVE asked (pk) AS ({scope}), below (pk) AS ("
-        "SELECT child.{pk} FROM {table} child JOIN asked ON child.{parent} = asked.pk UNION"
-        " SELECT child.{pk} FROM {table} child JOIN below ON child.{parent} = below.pk"
+        "SELECT child.{pk} FROM asked {join} {table} child ON child.{parent} = asked.pk UNION"
+        " SELECT child.{pk} FROM below {join} {table} child ON child.{parent} = below.pk"
         ") SELECT pk FROM below"
-    ).format(scope=query, **names_of(model, using))
+    ).format(scope=query, join=_join_children(using), **names_of(model, using))
     # The names are those of the model.
     return RawSQL(sql, params)  # noqa: S611  # nosec B611
 

@@ -1,10 +1,13 @@
+"""Queries over trees of runs, as MySQL and MariaDB get them."""
+
 from __future__ import annotations
 
 import pytest
 from django.db import connection
+from django.db.models.expressions import RawSQL
 from django.test.utils import CaptureQueriesContext
 
-from django_run_cancel.db.trees import read_closure
+from django_run_cancel.db.trees import keys_below, read_closure
 from django_run_cancel.models import get_run_model
 from tests.api.helpers import statements
 from tests.helpers import IS_MYSQL, ids, make_run, make_runs
@@ -30,12 +33,16 @@ def test_read_closure__hint_for_mysql(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_read_closure__of_many_runs_reads_no_others() -> None:
     """The parents of all runs were read, from ten runs on."""
     model = get_run_model()
-    run_ids = ids(make_runs(5_000))[:100]
+    scope = model._base_manager.filter(run_id__in=ids(make_runs(5_000))[:100])
     with connection.cursor() as cursor:
         cursor.execute(f"ANALYZE TABLE {model._meta.db_table}")
         cursor.fetchall()
         with CaptureQueriesContext(connection) as captured:
-            read_closure(model._base_manager.filter(run_id__in=run_ids), model, "default", 1_000)
+            read_closure(scope, model, "default", 1_000)
         cursor.execute("EXPLAIN WITH " + captured[0]["sql"].partition("WITH ")[2])
-        kinds = {(row[2], row[3]) for row in cursor.fetchall()}
-    assert ("run", "ref") in kinds
+        assert ("run", "ref") in {(row[2], row[3]) for row in cursor.fetchall()}
+        below = keys_below(scope, "default")
+        assert isinstance(below, RawSQL)
+        cursor.execute(f"EXPLAIN {below.sql}", below.params)
+        children = [row[3] for row in cursor.fetchall() if row[2] == "child"]
+    assert children == ["ref", "ref"]
