@@ -98,7 +98,7 @@ class TestExecuting(Executing):
             raise AssertionError
 
         run = make_run("queued", run_id=str(uuid.uuid4()))
-        with execution(run.run_id), pytest.raises(Ignore):
+        with execution(run.run_id, heartbeat="process"), pytest.raises(Ignore):
             self.execute(task, run.run_id, 1, retries=retries)
         with app.connection_for_read() as connected:
             queue = connected.SimpleQueue(app.conf.task_default_queue)
