@@ -21,6 +21,14 @@ from benchmarks.figures import Figures, arguments, own_database
 CHUNK = 1_000
 BATCH = 10_000
 COPY = "benchmark_copy"
+
+FILL = """
+INSERT INTO {run} (run_id, run_type, status, tenant, title, metadata, backend, external_id,
+created_at, failure_reason, stop_state)
+SELECT 'tsk_' || lpad(number::text, 32, '0'), 'task', CASE WHEN number %% 2 = 0 THEN 'queued'
+ELSE 'completed' END, '', 'project.tasks.crawl', '{{}}', 'celery', 'job-' || number, now(), '', ''
+FROM generate_series(0, %s) number"""
+"""What ``make_runs()`` does, for PostgreSQL in a tenth of the time."""
 QUIET_SECONDS = 5.0
 
 
@@ -79,9 +87,16 @@ def fill(count: int) -> None:
 
 
 def make_runs(count: int) -> None:
+    from django.db import connection
+
     from django_run_cancel.models import get_run_model
 
     rows = get_run_model()._base_manager
+    if connection.vendor == "postgresql":
+        table = connection.ops.quote_name(rows.model._meta.db_table)
+        with connection.cursor() as cursor:
+            cursor.execute(FILL.format(run=table), [2 * count - 1])
+        return
     common = {"backend": "celery", "title": "project.tasks.crawl"}
     for start in range(0, 2 * count, BATCH):
         rows.bulk_create(
