@@ -12,12 +12,11 @@ import random
 import traceback
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
-from django.db import connections, router, transaction
+from django.db import router
 from django.db.models import F, Min, QuerySet, Sum
 
 from django_run_cancel.conf import settings
@@ -184,16 +183,6 @@ def _claim(
     rotation_key: tuple[str, ...],
 ) -> Claim | None:
     rotation = _rotations.setdefault(rotation_key, Rotation(order))
-    # In one transaction, so that other workers skip these rows instead of reading them in vain. Not
-    # elsewhere: MariaDB may lock all due rows to sort them, so that other workers would find none.
-    locks_only_window = connections[rows.db].vendor == "postgresql"
-    with transaction.atomic(using=rows.db) if locks_only_window else nullcontext():
-        return _claim_window(queue, rows, rotation, limit)
-
-
-def _claim_window(
-    queue: Queue, rows: QuerySet[CancellationItem], rotation: Rotation, limit: int
-) -> Claim | None:
     window = rotation.window(rows, limit)
     exhausted = {item.pk for item in window if _has_no_attempts_left(queue, item)}
     for item in window:

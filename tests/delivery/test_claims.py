@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -16,8 +16,7 @@ from django_run_cancel.models import CancellationItem
 from django_run_cancel.testing import DummyBackend
 from tests.delivery import helpers
 from tests.delivery.helpers import cancelled, claim_all, item_of, pass_time
-from tests.execution.helpers import elsewhere
-from tests.helpers import IS_POSTGRESQL, IS_SQLITE, rows_locked
+from tests.helpers import IS_SQLITE, rows_locked
 
 CLAIM_SECONDS = outbox.CLAIM_DURATION.total_seconds()
 
@@ -103,25 +102,6 @@ def test_locked_item__is_passed_without_waiting(dummy: DummyBackend) -> None:
     finally:
         connection.close()  # and with it the timeout
     assert claimed(claim_due(DELIVERY, 5)) == [held.run_id]
-
-
-@pytest.mark.skipif(not IS_POSTGRESQL, reason="elsewhere more rows may be locked")
-def test_two_workers__claim_different_items(dummy: DummyBackend) -> None:
-    """Also if one begins while the other one has read items and not yet claimed them."""
-    runs = [cancelled() for _ in range(2)]
-    reads, claimed_by_other = [], []
-
-    def wrapper(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
-        if sql.startswith("SELECT"):
-            reads.append(sql)
-            if len(reads) == 2:
-                outbox._rotations.clear()  # those of another process
-                claimed_by_other.extend(elsewhere(lambda: claimed(claim_due(DELIVERY, 1))))
-        return execute(sql, *args)
-
-    with connection.execute_wrapper(wrapper):
-        claimed_here = claimed(claim_due(DELIVERY, 1))
-    assert (claimed_here, claimed_by_other) == ([runs[0].run_id], [runs[1].run_id])
 
 
 def test_given_up__keeps_the_earlier_error(
