@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 import traceback
 from collections import defaultdict
 from collections.abc import Mapping
@@ -34,6 +35,9 @@ logger = logging.getLogger("django_run_cancel")
 
 CLAIM_DURATION = timedelta(seconds=60)
 """Time until a claim expires; far longer than a backend may take."""
+
+PAUSES_WHILE_LOCKED = (0.01, 0.05, 0.2)
+"""Seconds between attempts to record results of items that are locked."""
 
 MAX_ALIASES = 1_000
 MAX_ERROR_LENGTH = 1_000
@@ -224,8 +228,8 @@ def _mark_failed(queue: Queue, rows: QuerySet[CancellationItem], item: Cancellat
 def record(claim: Claim, values: Mapping[int, Mapping[str, Any]]) -> None:
     """Write results of claimed items and end the claim, with one UPDATE for equal results.
 
-    Items that are locked, for example by a handler, or refused by a trigger are skipped; they are
-    delivered again when the claim has expired.
+    Items that stay locked, for example by a handler, or are refused by a trigger are skipped; they
+    are delivered again when the claim has expired.
 
     Args:
         claim: The claim.
@@ -235,7 +239,14 @@ def record(claim: Claim, values: Mapping[int, Mapping[str, Any]]) -> None:
     for pk, fields in values.items():
         pks_by_values[tuple(sorted(claim.released(**fields).items()))].append(pk)
     for pairs, pks in pks_by_values.items():
-        update_unlocked(claim.rows().filter(pk__in=pks), **dict(pairs))
+        unrecorded = claim.rows().filter(pk__in=pks)
+        count = len(update_unlocked(unrecorded, **dict(pairs)))
+        for pause in PAUSES_WHILE_LOCKED:
+            if count == len(pks) or not unrecorded.exists():
+                break
+            # A worker that looks for due items locks rows for a moment, even of others' claims.
+            time.sleep(pause)
+            count += len(update_unlocked(unrecorded, **dict(pairs)))
 
 
 def handling_failure(claim: Claim, item: CancellationItem, error: BaseException) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,6 +104,23 @@ def test_locked_item__is_passed_without_waiting(dummy: DummyBackend) -> None:
     finally:
         connection.close()  # and with it the timeout
     assert claimed(claim_due(DELIVERY, 5)) == [held.run_id]
+
+
+@pytest.mark.skipif(IS_SQLITE, reason="SQLite locks no rows")
+def test_item_locked_for_a_moment__is_recorded(
+    dummy: DummyBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the executor would be told again, when the claim has expired."""
+    runs = [cancelled(), cancelled()]
+    claim = claim_due(DELIVERY, 5)
+    assert claim is not None
+    with ExitStack() as locks:
+        locks.enter_context(rows_locked(TABLE, "run_id", runs[1].run_id))
+        pauses = SimpleNamespace(sleep=lambda seconds: locks.close())
+        monkeypatch.setattr(outbox, "time", pauses)
+        outbox.record(claim, {item.pk: {"delivery": "delivered"} for item in claim.items})
+    items = [item_of(run) for run in runs]
+    assert [(item.delivery, item.claimed_by) for item in items] == [("delivered", None)] * 2
 
 
 def test_given_up__keeps_the_earlier_error(
