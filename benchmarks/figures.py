@@ -19,7 +19,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs" / "figures"
 
 
 class Figures:
-    """The rows that one benchmark measures.
+    """The table of figures that one benchmark measures: its columns and rows.
 
     Args:
         name: Name of the file that has them, without its suffix.

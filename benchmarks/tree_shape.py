@@ -69,8 +69,8 @@ def make_tree(top: object, width: int, depth: int) -> None:
     model = get_run_model()
     above = [top] * width
     for _ in range(depth):
-        level = [model(parent=each, status="running") for each in above]  # type: ignore[misc]
-        above = model._base_manager.bulk_create(level, batch_size=5_000)  # type: ignore[assignment]
+        level = [model(parent=each, status="running") for each in above]  # type: ignore[misc]  # any run model
+        above = model._base_manager.bulk_create(level, batch_size=5_000)  # type: ignore[assignment]  # runs
 
 
 if __name__ == "__main__":

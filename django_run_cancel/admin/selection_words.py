@@ -18,10 +18,9 @@ from django.utils.translation import pgettext
 
 from django_run_cancel.models import get_run_model
 from django_run_cancel.states import (
-    STATE_WORDS,
-    RunStatus,
     RunType,
     StopState,
+    words_of_status,
     words_of_stop,
 )
 
@@ -52,7 +51,7 @@ def _parts(name: str, value: Any) -> Iterator[str]:
         label = capfirst(_("below the run"))
         yield f"{label}: {value}"
     elif name == "metadata" and isinstance(value, dict):
-        label = capfirst(str(_field("metadata").verbose_name))  # type: ignore[union-attr]
+        label = capfirst(str(_field("metadata").verbose_name))  # type: ignore[union-attr]  # it exists
         for key, wanted in value.items():
             text = wanted if isinstance(wanted, str) else json.dumps(wanted)
             yield f"{label} {key}: {text}"
@@ -92,10 +91,9 @@ def _words(name: str, field: Field[Any, Any] | None, value: Any) -> Any:
     if value == "":
         return _("(none)")
     if name == "status":
-        labels: dict[Any, Any] = dict(RunStatus.choices)
-        stopping = StopState.STOPPING.value
-        labels |= {"active": pgettext("runs", "active"), stopping: STATE_WORDS[StopState.STOPPING]}
-        return labels.get(value, value)
+        if value == "active":
+            return pgettext("runs", "active")
+        return words_of_stop(value) if value == StopState.STOPPING else words_of_status(value)
     if name == "stop_state":
         return words_of_stop(value)
     if name == "run_type":

@@ -1,4 +1,4 @@
-"""A PgBouncer of the tests' own, in transaction mode, in front of a PostgreSQL server of theirs."""
+"""Starts PgBouncer in transaction mode, and a PostgreSQL server behind it, for one test."""
 
 from __future__ import annotations
 

@@ -48,19 +48,19 @@ def items_in(table: str) -> int:
 
 @pytest.mark.usefixtures("own_server_of_django")
 def test_items(dummy: DummyBackend) -> None:
-    """Before, amid and after the change, nothing is lost; a finished partition can go."""
-    early, amid, late = (make_runs(10, "running") for _ in range(3))
-    cancel(*early)
+    """Items of both partitions are delivered, and a partition can be dropped afterwards."""
+    unpartitioned, partitioned, after_drop = (make_runs(10, "running") for _ in range(3))
+    cancel(*unpartitioned)
     execute(PARTITION)
     execute(f"SELECT setval(pg_get_serial_sequence('{ITEMS}', 'id'), {BOUND - 6})")
-    cancel(*amid)
+    cancel(*partitioned)
     assert (items_in("run_cancel_items_1"), items_in("run_cancel_items_2")) == (15, 5)
     assert deliver_due().delivered == 20
-    assert {request.run_id for request, _ in dummy.stopped} == {*ids(early), *ids(amid)}
+    assert {request.run_id for request, _ in dummy.stopped} == set(ids(unpartitioned + partitioned))
     assert_rows_sound()
     finish_everything()
     execute(DROP)
-    cancel(*late)
+    cancel(*after_drop)
     assert deliver_due().delivered == 10
     assert CancellationItem.objects.count() == 15
     Cancellation.objects.all().delete()
@@ -79,7 +79,7 @@ def test_ids_go_on(dummy: DummyBackend) -> None:
 @pytest.mark.parametrize("column", ["id", "created_at"])
 @pytest.mark.parametrize("model", [get_run_model(), Cancellation])
 def test_unique_ids_forbid_partitions(model: type, column: str) -> None:
-    table = model._meta.db_table  # type: ignore[attr-defined]
+    table = model._meta.db_table  # type: ignore[attr-defined]  # a model
     column = "requested_at" if (model, column) == (Cancellation, "created_at") else column
     with pytest.raises(NotSupportedError, match="unique constraint"), transaction.atomic():
         execute(
