@@ -6,7 +6,6 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from django.db import Error, InterfaceError, InternalError, OperationalError, connections
@@ -144,10 +143,6 @@ def log_if_another_error_is_raised(
         if not is_only_logged():
             raise
         log_lost_end()
-    except BaseException:  # raised by a signal handler during the wait, e.g. a time limit
-        with suppress(Exception):
-            retry_on_outage(action, *args, using=using, delays=BRIEF_DELAYS)
-        raise
 
 
 def log_lost_end() -> None:

@@ -63,7 +63,8 @@ class ExecutionBlock:
         self.cancelled = False
         self._take_over = take_over
         self._is_tracked = is_tracked  # a task of the host, which must not fail because of us
-        self._is_interrupted_at_start = False
+        self._end_delays: Sequence[float] = retry.RETRY_DELAYS
+        self._is_end_recorded = False
         self._ownership = Ownership(run_id, requeue_on)
         self._callbacks = Callbacks()
         self._flag = StopFlag(self._on_flag)
@@ -95,12 +96,24 @@ class ExecutionBlock:
         except (RunCancelError, Error):
             raise
         except BaseException as error:  # for example, raised by a signal handler
-            self._is_interrupted_at_start = True
+            self._end_delays = retry.BRIEF_DELAYS
             self.__exit__(None, error, None)
             raise
         return self
 
     def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
+        try:
+            self._exit(error)
+        except (RunCancelError, Error):
+            raise
+        except BaseException:  # raised by a signal handler, for example of a time limit
+            if not self._is_end_recorded:
+                self._end_delays = retry.BRIEF_DELAYS
+                with suppress(Exception):
+                    self._exit(error)
+            raise
+
+    def _exit(self, error: BaseException | None) -> None:
         context.leave(self)
         if isinstance(error, GeneratorExit) and (
             is_inside_statement() or self._is_in_another_transaction()
@@ -124,6 +137,7 @@ class ExecutionBlock:
                 self._wait_for_callbacks()
         finally:
             self._write_end(error, self._acknowledge)
+            self._is_end_recorded = True
 
     def _wait_for_callbacks(self) -> None:
         try:
@@ -151,7 +165,7 @@ class ExecutionBlock:
         except (RunCancelError, Error):
             raise
         except BaseException as error:
-            self._is_interrupted_at_start = True
+            self._end_delays = retry.BRIEF_DELAYS
             context.leave(self)
             self._close()
             await complete_despite_cancellation(partial(self._aleave, error))
@@ -232,10 +246,6 @@ class ExecutionBlock:
         if self.cancelled:
             with given_back_to_pool(run_rows().db):
                 record_stopped([self.run_id], StopState.ACKNOWLEDGED)
-
-    @property
-    def _end_delays(self) -> Sequence[float]:
-        return retry.BRIEF_DELAYS if self._is_interrupted_at_start else retry.RETRY_DELAYS
 
     def _write_end(
         self, error: BaseException | None, action: Callable[..., None], *args: Any

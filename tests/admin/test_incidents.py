@@ -218,7 +218,7 @@ def test_bulk_cancellation_that_stands_still__no_end_is_foretold(chief: Client) 
     shown = words(chief.get(f"{RECORDS}{record.pk}/change/"))
     assert "1,000 runs" in shown
     Cancellation.objects.update(requested_at=ago(minutes=21))
-    CancellationChunk.objects.update(advanced_at=ago(minutes=20.99))
+    CancellationChunk.objects.update(advanced_at=ago(minutes=20.5))
     shown = words(chief.get(f"{RECORDS}{record.pk}/change/"))
     assert "a second" in shown
     assert "left, until" not in shown

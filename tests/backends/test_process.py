@@ -133,7 +133,7 @@ class TestProcess(BackendConformance):
             wait_until(lambda: "started" in self.trace(run), "the body")  # noqa: B023
             cancel_runs([run.run_id], requested_by="tests")
             assert deliver_due().delivered == 1
-        assert self.stop_state(polite) == "acknowledged"
+        self.wait_for_stop_state("acknowledged", polite)
         assert self.stop_state(stubborn) == "stopping"
         pass_time(31)
         assert deliver_due().escalated == 1

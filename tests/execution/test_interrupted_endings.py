@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +25,7 @@ from django.db import (
 )
 
 from django_run_cancel.db import retry
-from django_run_cancel.execution import execution, ownership, shield, watcher
+from django_run_cancel.execution import block, execution, ownership, shield, watcher
 from django_run_cancel.models import run_rows
 from django_run_cancel.states import RunStatus, StopState
 from tests.execution.helpers import (
@@ -48,7 +51,49 @@ def run_on_a_loop(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         elsewhere(lambda: asyncio.run(sync_to_async(connections.close_all)()))
 
 
+def exit_interrupted_at(number: int, run: Any, *, is_cancelled: bool) -> bool:
+    """Execute a run, and raise at one of the calls that end it; return whether there were so many.
+
+    Python calls the handler of a signal when a function begins, and a trace function can raise
+    there.
+    """
+    calls = count(1)
+    folder = str(Path(block.__file__).parents[1])
+
+    def interrupt(frame: Any, event: str, _: Any) -> None:
+        is_first = frame.f_code is block.ExecutionBlock.__exit__.__code__
+        is_ours = frame.f_code.co_filename.startswith(folder)
+        if event == "call" and is_ours and not is_first and next(calls) == number:
+            raise TimeLimit
+
+    before = sys.gettrace()
+    try:
+        with execution(run.run_id):
+            if is_cancelled:
+                cancel(run)
+            sys.settrace(interrupt)
+    except TimeLimit:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
 class TestEnding:
+    @pytest.mark.parametrize("is_cancelled", [False, True])
+    def test_interrupted_at_each_call(self, *, is_cancelled: bool) -> None:
+        for number in count(1):
+            run = make_run()
+            was_interrupted = exit_interrupted_at(number, run, is_cancelled=is_cancelled)
+            run = fresh(run)
+            if is_cancelled:
+                assert run.stop_state == StopState.ACKNOWLEDGED, number
+            else:
+                assert run.status == RunStatus.COMPLETED, number
+            if not was_interrupted:
+                assert number > 10
+                break
+
     def test_interrupted_while_it_is_written(self, monkeypatch: Any) -> None:
         """By a signal, for example because somebody holds a lock."""
         run = make_run()
