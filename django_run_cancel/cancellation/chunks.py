@@ -19,7 +19,7 @@ from django_run_cancel.conf import settings
 from django_run_cancel.db.clock import DatabaseNow
 from django_run_cancel.db.locks import is_refusal
 from django_run_cancel.db.retry import retry_transaction
-from django_run_cancel.db.trees import read_distinct
+from django_run_cancel.db.trees import keys_of_ids, read_distinct
 from django_run_cancel.models import Cancellation, CancellationChunk, get_run_model
 from django_run_cancel.safe_text import describe_error, printable_lines
 from django_run_cancel.states import (
@@ -179,9 +179,8 @@ def _cancel_next(chunk: CancellationChunk, count: int, using: str, restartable: 
         waiting = records.filter(pk=record.pk, state=CancellationState.PENDING)
         waiting.update(state=CancellationState.RUNNING)
     run_ids = chunk.run_ids[chunk.position : chunk.position + count]
-    reachable = set(run_ids).difference(chunk.hidden_ids)
-    scope = model._base_manager.using(using).filter(run_id__in=reachable)
-    tree = lock_trees(scope, model, using, restartable)
+    reachable = sorted(set(run_ids).difference(chunk.hidden_ids))
+    tree = lock_trees(keys_of_ids(model, reachable, using), model, using, restartable)
     if chunk.kind == ChunkKind.CASCADE:
         roots = [row for row in tree.rows if row.pk in tree.reached]
         decision = decide_cascade(tree.rows, roots, force=record.force)

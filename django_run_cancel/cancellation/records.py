@@ -69,9 +69,10 @@ def columns_of_items(
     items: list[Item],
     changed: list[LockedRun],
     to_repeat: list[LockedRun],
-    record: Cancellation,
+    *,
+    force: bool,
 ) -> dict[str, Sequence[Any]]:
-    """Return the values of an item for each run, by the name of the field.
+    """Return the values of an item for each run, by the name of the field, but for its record.
 
     The delivery worker processes the items of cancelled runs.
 
@@ -79,7 +80,7 @@ def columns_of_items(
         items: Outcome of each run.
         changed: Runs that this request cancels.
         to_repeat: Runs that were cancelled before; these items send a second stop request.
-        record: The Cancellation.
+        force: Whether executors may kill started work at once.
     """
     rows = {row.run_id: row for row in [*changed, *to_repeat]}
     affected = [rows.get(item.run_id) if item.outcome in SUCCESSFUL else None for item in items]
@@ -89,7 +90,6 @@ def columns_of_items(
     has_handlers = bool(settings.HANDLERS)
     to_handle = [has_handlers and item.outcome is Outcome.CANCELLED for item in items]
     return {
-        "cancellation": [record.pk] * len(items),
         "run_id": [
             item.run_id if row else recorded_id(item.run_id)
             for item, row in zip(items, affected, strict=True)
@@ -103,7 +103,7 @@ def columns_of_items(
         "attempts": [0] * len(items),
         "next_attempt_at": [writes.NOW if is_needed else None for is_needed in to_stop],
         "last_error": [""] * len(items),
-        "force": [record.force] * len(items),
+        "force": [force] * len(items),
         "handling": [_delivery(is_needed) for is_needed in to_handle],
         "handling_attempts": [0] * len(items),
         "next_handling_at": [writes.NOW if is_needed else None for is_needed in to_handle],

@@ -17,6 +17,8 @@ from django_run_cancel.cancellation.records import insert_record, new_record
 from django_run_cancel.cancellation.results import CancelResult, replay, result_of
 from django_run_cancel.cancellation.transaction import lock_trees, read_trees, write_decision
 from django_run_cancel.db.retry import retry_transaction
+from django_run_cancel.db.statements import Statement
+from django_run_cancel.db.trees import keys_of, keys_of_ids
 from django_run_cancel.models import Cancellation, get_run_model
 from django_run_cancel.models.ids import is_storable
 from django_run_cancel.states import CancellationState, Source
@@ -86,16 +88,18 @@ def cancel_runs(
     model = get_run_model()
     using = router.db_for_write(model)
     check_commits(using)
-    scope = model._base_manager.all() if runs is None else runs
     # Do not query for ids that no run can have.
     possible = [run_id for run_id in asked if is_storable(run_id, MAX_RUN_ID_LENGTH)]
-    scope = scope.using(using).filter(run_id__in=possible)
+    if runs is None:
+        keys = keys_of_ids(model, possible, using)
+    else:
+        keys = keys_of(runs.using(using).filter(run_id__in=possible))
     if dry_run:
-        tree = read_trees(scope, model, using)
+        tree = read_trees(keys, model, using)
         decision = decide(asked, tree.reached, tree.rows, force=force)
         postponed = [] if tree.is_complete else decision.roots
         return result_of(None, decision.items, decision.forced, postponed)
-    outcome = retry_transaction(partial(_cancel, scope, using, asked, fields), using)
+    outcome = retry_transaction(partial(_cancel, keys, using, asked, fields), using)
     return replay(outcome, asked, fields) if isinstance(outcome, Cancellation) else outcome
 
 
@@ -112,7 +116,7 @@ def check_commits(using: str) -> None:
 
 
 def _cancel(
-    scope: QuerySet[Any], using: str, asked: list[str], fields: dict[str, Any], restartable: bool
+    keys: Statement, using: str, asked: list[str], fields: dict[str, Any], restartable: bool
 ) -> CancelResult | Cancellation:
     """Cancel runs, and return the result, or an earlier Cancellation with the idempotency key.
 
@@ -121,14 +125,15 @@ def _cancel(
     """
     model = get_run_model()
     with transaction.atomic(using=using, savepoint=False):
-        tree = lock_trees(scope, model, using, restartable)
+        tree = lock_trees(keys, model, using, restartable)
         decision = decide(asked, tree.reached, tree.rows, force=fields["force"])
         record = new_record(decision.items, {"tenant": decision.tenant, **fields})
         postponed = [] if tree.is_complete else decision.roots
         if postponed:
             record.state = CancellationState.RUNNING
-        earlier = insert_record(record, using, restartable)
-        if earlier is not None:
-            return earlier
+        if record.idempotency_key:
+            earlier = insert_record(record, using, restartable)
+            if earlier is not None:
+                return earlier
         write_decision(decision, tree, record, model, using)
     return result_of(record, decision.items, decision.forced, postponed)

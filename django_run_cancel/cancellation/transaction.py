@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from django.db import connections, transaction
-from django.db.models import Model, QuerySet
+from django.db.models import Model
 
 from django_run_cancel import signals
 from django_run_cancel.cancellation.decision import Decision
@@ -17,7 +17,7 @@ from django_run_cancel.db import locks, trees, writes
 from django_run_cancel.db.clock import DatabaseNow
 from django_run_cancel.db.locks import LockedRun
 from django_run_cancel.db.retry import StartOver
-from django_run_cancel.db.statements import MAX_LISTED_ON_MYSQL, chunks
+from django_run_cancel.db.statements import MAX_LISTED_ON_MYSQL, Statement, chunks
 from django_run_cancel.models import Cancellation, CancellationChunk, CancellationItem
 from django_run_cancel.states import ChunkKind, StopState
 
@@ -47,27 +47,30 @@ class Trees(NamedTuple):
     parents: set[Any]
 
 
-def read_trees(scope: QuerySet[Any], model: type[Model], using: str) -> Trees:
+def read_trees(asked: Statement, model: type[Model], using: str) -> Trees:
     """Read the trees of runs without locks, for a dry run."""
-    reached, pks, is_complete = _read_keys(scope, model, using)
+    reached, pks, is_complete = _read_keys(asked, model, using)
     return Trees(reached, locks.read_runs(model, pks, using), is_complete, set())
 
 
-def lock_trees(scope: QuerySet[Any], model: type[Model], using: str, restartable: bool) -> Trees:
+def lock_trees(asked: Statement, model: type[Model], using: str, restartable: bool) -> Trees:
     """Lock runs and all their descendants, or only the runs if there are too many descendants.
 
     Nobody can create a child of a locked run. ``write_decision`` finds children that were created
     after the keys were read, and before the rows were locked.
 
     Args:
-        scope: The runs, at most ``CHUNK_SIZE``.
+        asked: The query of the primary keys of the runs, at most ``CHUNK_SIZE``.
         model: The run model.
         using: Alias of the database.
         restartable: Whether the transaction can be repeated; if not, runs that were added to the
             trees before they were locked are locked here.
     """
-    reached, pks, is_complete = _read_keys(scope, model, using)
-    rows = locks.lock_runs(model, pks, using)
+    if rows := locks.lock_childless(asked, model, using):
+        reached, pks, is_complete = {row.pk for row in rows}, {row.pk for row in rows}, True
+    else:
+        reached, pks, is_complete = _read_keys(asked, model, using)
+        rows = locks.lock_runs(model, pks, using)
     if not is_complete:
         return Trees(reached, rows, is_complete, set())
     if restartable:
@@ -80,12 +83,10 @@ def lock_trees(scope: QuerySet[Any], model: type[Model], using: str, restartable
     return Trees(reached, rows, is_complete, set())
 
 
-def _read_keys(
-    scope: QuerySet[Any], model: type[Model], using: str
-) -> tuple[set[Any], set[Any], bool]:
+def _read_keys(asked: Statement, model: type[Model], using: str) -> tuple[set[Any], set[Any], bool]:
     # Twice CHUNK_SIZE: the query may return the keys of the runs themselves twice.
     limit = settings.MAX_TREE + 2 * CHUNK_SIZE + 1
-    reached, pks = trees.read_closure(scope, model, using, limit)
+    reached, pks = trees.read_closure(asked, model, using, limit)
     is_complete = len(pks - reached) <= settings.MAX_TREE
     return reached, pks if is_complete else reached, is_complete
 
@@ -99,7 +100,7 @@ def write_decision(
         decision: The changes to write.
         tree: The locked runs. If the descendants are not among them, this writes chunks, so that
             delivery workers cancel them.
-        record: The Cancellation.
+        record: The Cancellation, which is inserted if it has no primary key yet.
         model: The run model.
         using: Alias of the database.
 
@@ -107,10 +108,10 @@ def write_decision(
         StartOver: Runs were added to the trees before they were locked.
     """
     to_repeat = force_deliveries(decision.forced, using) if decision.forced else []
-    items = columns_of_items(decision.items, decision.changed, to_repeat, record)
-    children = writes.write_and_read_children(
-        model,
-        ([row.pk for row in decision.changed], record.pk),
+    items = columns_of_items(decision.items, decision.changed, to_repeat, force=record.force)
+    children = writes.write_cancellation(
+        record,
+        (model, [row.pk for row in decision.changed]),
         (CancellationItem, items),
         tree.parents,
         using,

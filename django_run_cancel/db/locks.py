@@ -11,7 +11,13 @@ from typing import Any, NamedTuple
 from django.db import DatabaseError, OperationalError, connections, transaction
 from django.db.models import Model, QuerySet
 
-from django_run_cancel.db.statements import fetch, key_conditions, lock_clause, names_of
+from django_run_cancel.db.statements import (
+    Statement,
+    fetch,
+    key_conditions,
+    lock_clause,
+    names_of,
+)
 from django_run_cancel.safe_text import describe_error, printable, printable_lines
 from django_run_cancel.states import WAITING
 
@@ -33,7 +39,7 @@ class LockedRun(NamedTuple):
 
     @property
     def never_started(self) -> bool:
-        """Whether the code of the run never started. ``write_cancelled`` has the same in SQL."""
+        """Whether the code of the run never started. ``writes`` has the same in SQL."""
         return self.started_at is None and self.status in WAITING
 
 
@@ -54,25 +60,65 @@ def lock_selected_runs(
 
     Uses one statement; MySQL and MariaDB need two, as one could lock all rows of the table.
     """
-    vendor = connections[using].vendor
-    if vendor == "mysql":
+    if connections[using].vendor == "mysql":
         return lock_runs(model, [pk for (pk,) in fetch(using, keys, params)], using)
-    # PostgreSQL's planner assumes that an array is short, and uses the index.
-    condition = f"= ANY (ARRAY({keys}))" if vendor == "postgresql" else f"IN ({keys})"
+    condition = _is_selected(keys, using)
     return list(_read_runs(model, [(condition, params)], using, lock_clause(using)))
+
+
+def lock_childless(asked: Statement, model: type[Model], using: str) -> list[LockedRun]:
+    """Lock runs in ascending order like ``lock_runs``, but none if one of them has children.
+
+    This one statement then replaces ``read_closure`` and ``lock_runs``. MySQL and MariaDB could
+    lock all rows of the table, and are not asked.
+
+    Args:
+        asked: The query of the primary keys of the runs.
+        model: The run model.
+        using: Alias of the database.
+
+    Returns:
+        The locked rows; empty if a run has children, or none was found.
+    """
+    if connections[using].vendor == "mysql":
+        return []
+    keys, params = asked
+    condition = _is_selected("SELECT pk FROM asked", using)
+    sql = (
+        "WITH asked (pk) AS ({keys}) SELECT {columns} FROM {table} WHERE {pk} {condition} AND"
+        " NOT EXISTS (SELECT 1 FROM {table} child WHERE child.{parent} {condition}) ORDER BY {pk}"
+    ).format(
+        keys=keys, columns=_columns(model, using), condition=condition, **names_of(model, using)
+    )
+    return list(_as_locked_runs(fetch(using, sql + lock_clause(using), params)))
+
+
+def _is_selected(keys: str, using: str) -> str:
+    # PostgreSQL's planner assumes that an array is short, and uses the index.
+    is_postgresql = connections[using].vendor == "postgresql"
+    return f"= ANY (ARRAY({keys}))" if is_postgresql else f"IN ({keys})"
 
 
 def _read_runs(
     model: type[Model], conditions: Iterable[tuple[str, list[Any]]], using: str, clause: str
 ) -> Iterator[LockedRun]:
     names = names_of(model, using)
-    columns = ", ".join(names[field] for field in LockedRun._fields)
+    columns = _columns(model, using)
     for condition, params in conditions:
         sql = "SELECT {columns} FROM {table} WHERE {pk} {condition} ORDER BY {pk}".format(
             columns=columns, condition=condition, **names
         )
-        # What LockedRun._make() does, without its call in Python for each row.
-        yield from map(partial(tuple.__new__, LockedRun), fetch(using, sql + clause, params))
+        yield from _as_locked_runs(fetch(using, sql + clause, params))
+
+
+def _columns(model: type[Model], using: str) -> str:
+    names = names_of(model, using)
+    return ", ".join(names[field] for field in LockedRun._fields)
+
+
+def _as_locked_runs(rows: list[tuple[Any, ...]]) -> Iterator[LockedRun]:
+    # What LockedRun._make() does, without its call in Python for each row.
+    return map(partial(tuple.__new__, LockedRun), rows)
 
 
 def lock_rows(rows: QuerySet[Any]) -> list[Any]:

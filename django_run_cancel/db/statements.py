@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from functools import lru_cache
 from itertools import islice
 from typing import Any, TypeVar
@@ -11,6 +11,9 @@ from django.db import connections
 from django.db.models import Model
 
 T = TypeVar("T")
+
+Statement = tuple[str, list[Any]]
+"""SQL and its parameters."""
 
 MAX_PARAMETERS = 30_000
 """Maximum parameters of a statement: SQLite allows 32,766; PostgreSQL, with binding, 65,535."""
@@ -50,7 +53,7 @@ def lock_clause(using: str) -> str:
 
 def key_conditions(
     pks: Iterable[Any], model: type[Model], using: str, limit: int = MAX_PARAMETERS - 100
-) -> Iterator[tuple[str, list[Any]]]:
+) -> Iterator[Statement]:
     """Yield pairs of an SQL condition and its parameters: ``IN (…)``, to append to a column.
 
     PostgreSQL gets one array, as its driver is slow with one placeholder for each key.
@@ -64,6 +67,13 @@ def key_conditions(
         limit = min(limit, MAX_LISTED_ON_MYSQL)
     for chunk in chunks(sorted(pks), limit):
         yield f"IN ({placeholders(chunk)})", chunk
+
+
+def text_condition(values: Collection[str], using: str) -> Statement:
+    """Return a condition to append to a text column, like one of ``key_conditions``."""
+    if connections[using].vendor == "postgresql":
+        return "= ANY (%s::text[])", [array_parameter(list(values))]
+    return f"IN ({placeholders(values) or 'NULL'})", list(values)
 
 
 def array_parameter(values: Sequence[Any]) -> str | list[Any]:

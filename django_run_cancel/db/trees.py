@@ -5,11 +5,13 @@ A cancellation takes three steps, which avoid deadlocks and find all descendants
 1. read the primary keys of the whole tree without locks,
 2. lock these rows in ascending order of their primary keys,
 3. read the children again, now that nobody can add a child to a locked run.
+
+For runs without children, ``locks.lock_childless`` replaces the first two steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from django.core.exceptions import EmptyResultSet
@@ -20,11 +22,13 @@ from django.db.models.expressions import RawSQL
 from django_run_cancel.db.locks import LockedRun, lock_selected_runs
 from django_run_cancel.db.statements import (
     MAX_PARAMETERS,
+    Statement,
     column_of,
     fetch,
     key_conditions,
     lock_clause,
     names_of,
+    text_condition,
 )
 
 LEVELS = 3
@@ -34,23 +38,36 @@ MAX_DEPTH = 1_000_000
 """Recursion limit to set on MySQL and MariaDB, whose default is 1,000 levels."""
 
 
+def keys_of(scope: QuerySet[Any]) -> Statement:
+    """Return the query of the primary keys of runs."""
+    try:
+        sql, params = scope.order_by().values("pk").query.get_compiler(scope.db).as_sql()
+    except EmptyResultSet:
+        return keys_of_ids(scope.model, [], scope.db)
+    return sql, list(params)
+
+
+def keys_of_ids(model: type[Model], run_ids: Collection[str], using: str) -> Statement:
+    """Return the query of the primary keys of runs with these public ids, without an ORM query."""
+    condition, params = text_condition(run_ids, using)
+    sql = "SELECT {pk} FROM {table} WHERE {run_id} {condition}"
+    return sql.format(condition=condition, **names_of(model, using)), params
+
+
 def read_closure(
-    scope: QuerySet[Any], model: type[Model], using: str, limit: int
+    asked: Statement, model: type[Model], using: str, limit: int
 ) -> tuple[set[Any], set[Any]]:
     """Return the primary keys of runs, and those of the runs and all their descendants.
 
     Locks nothing.
 
     Args:
-        scope: The runs.
+        asked: The query of the primary keys of the runs.
         model: The run model.
         using: Alias of the database.
         limit: Maximum number of keys; if there are as many, keys of descendants may be missing.
     """
-    try:
-        query, params = scope.order_by().values("pk").query.get_compiler(using).as_sql()
-    except EmptyResultSet:
-        return set(), set()
+    query, params = asked
     if connections[using].vendor == "postgresql":
         return _read_closure_by_levels(query, params, model, using, limit)
     rows = fetch(
@@ -142,15 +159,12 @@ def _read_all_below(pks: Iterable[Any], model: type[Model], using: str, limit: i
     return found
 
 
-def keys_below(scope: QuerySet[Any], using: str) -> RawSQL | list[Any]:
-    """Return a subquery of the primary keys of all descendants of runs; an empty list if no runs.
+def keys_below(scope: QuerySet[Any], using: str) -> RawSQL:
+    """Return a subquery of the primary keys of all descendants of runs.
 
     On MySQL and MariaDB it is limited to 1,000 levels.
     """
-    try:
-        query, params = scope.order_by().values("pk").query.get_compiler(using).as_sql()
-    except EmptyResultSet:
-        return []
+    query, params = keys_of(scope.using(using))
     model: type[Model] = scope.model
     sql = (
         "WITH RECURSIVE asked (pk) AS ({scope}), below (pk) AS ("

@@ -1,4 +1,4 @@
-"""Writes in SQL: UPDATE of cancelled runs, INSERT of cancellations and items, and NOTIFY."""
+"""Writes in SQL: INSERT of cancellations and items, UPDATE of cancelled runs, and NOTIFY."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from django_run_cancel.db.clock import now_parameter
 from django_run_cancel.db.conditions import unindexed_sql
 from django_run_cancel.db.statements import (
     MAX_PARAMETERS,
+    Statement,
     array_parameter,
     column_of,
     execute,
@@ -27,75 +28,100 @@ from django_run_cancel.db.trees import read_children
 from django_run_cancel.states import ACTIVE, WAITING, RunStatus, StopState
 
 NOW: Any = object()
-"""Placeholder for the database's current time in the values of ``insert_rows``."""
+"""Placeholder for the database's current time in the values of items."""
+
+OF_RECORD: Any = object()
+"""Placeholder for the primary key of a cancellation that the same statement inserts."""
+
+KEY_OF_RECORD = "(SELECT pk FROM record)"
+"""SQL of ``OF_RECORD``, in a statement that inserts the cancellation as ``record (pk)``."""
 
 CHANNEL = "run_cancel"
 """PostgreSQL channel that announces cancellations to listening processes."""
 
-Statement = tuple[str, list[Any]]
 
-
-def write_and_read_children(
-    model: type[Model],
-    cancelled: tuple[Sequence[Any], int],
+def write_cancellation(
+    record: Model,
+    cancelled: tuple[type[Model], Sequence[Any]],
     items: tuple[type[Model], Mapping[str, Sequence[Any]]],
     parents: Iterable[Any],
     using: str,
 ) -> set[Any]:
-    """Call ``write_cancelled``, ``insert_rows`` and ``read_children``.
+    """Insert a cancellation and its items, cancel active runs, and read children of locked runs.
 
-    PostgreSQL does all three with one statement, which saves two round trips.
+    PostgreSQL does all of it with one statement, which saves three round trips.
 
     Args:
-        model: The run model.
-        cancelled: Primary keys of the runs to cancel, and the primary key of the cancellation.
-        items: Model of the rows to insert, and their values, by the name of the field.
-        parents: Primary keys of locked runs whose children are read; may be empty.
+        record: The cancellation. It is not inserted if it has a primary key.
+        cancelled: The run model, and the primary keys of the runs to cancel, whose rows are locked.
+        items: Model of the items, and their database-ready values, by the name of the field: one
+            for each item. The value ``NOW`` inserts the current time of the database.
+        parents: Primary keys of locked runs whose children are read, as by ``read_children``.
         using: Alias of the database.
 
     Returns:
         The primary keys of the children.
     """
-    if connections[using].vendor != "postgresql":
-        write_cancelled(model, *cancelled, using)
-        insert_rows(*items, using)
-        return read_children(model, parents, using)
-    writes = [*_updates(model, *cancelled, using), *_inserts(*items, using)]
-    ctes = ", ".join(f"write{number} AS ({sql})" for number, (sql, _) in enumerate(writes))
-    select = "SELECT {pk} FROM {table} WHERE {parent} = ANY (%s::{key}[])".format(
-        key=key_type(model, using), **names_of(model, using)
+    if connections[using].vendor == "postgresql":
+        return _write_at_once(record, cancelled, items, parents, using)
+    if record.pk is None:
+        insert(record, using)
+    for sql, params in _updates_and_inserts(record.pk, cancelled, items, using):
+        execute(using, sql, params)
+    return read_children(cancelled[0], parents, using)
+
+
+def _write_at_once(
+    record: Model,
+    cancelled: tuple[type[Model], Sequence[Any]],
+    items: tuple[type[Model], Mapping[str, Sequence[Any]]],
+    parents: Iterable[Any],
+    using: str,
+) -> set[Any]:
+    ctes = []
+    select = "SELECT NULL, {pk} FROM {table} WHERE {parent} = ANY (%s::{key}[])".format(
+        key=key_type(cancelled[0], using), **names_of(cancelled[0], using)
     )
-    params = [value for _, values in writes for value in values]
+    key = record.pk
+    if key is None:
+        ctes.append(("record (pk)", _insertion_of(record, using)))
+        select, key = f"SELECT pk, NULL FROM record UNION ALL {select}", OF_RECORD
+    for number, statement in enumerate(_updates_and_inserts(key, cancelled, items, using)):
+        ctes.append((f"write{number}", statement))
+    sql = ", ".join(f"{name} AS ({statement})" for name, (statement, _) in ctes)
+    params = [value for _, (_, values) in ctes for value in values]
     rows = fetch(
         using,
-        f"WITH {ctes} {select}" if ctes else select,
+        f"WITH {sql} {select}" if ctes else select,
         [*params, array_parameter(sorted(parents))],
     )
-    return {pk for (pk,) in rows}
+    if key is OF_RECORD:
+        (inserted,) = (pk for pk, _ in rows if pk is not None)
+        _mark_inserted(record, inserted, using)
+    return {child for _, child in rows if child is not None}
 
 
-def write_cancelled(model: type[Model], pks: Iterable[Any], cancellation: int, using: str) -> None:
-    """Set active runs, whose rows are locked, to ``cancelled``.
-
-    Args:
-        model: The run model.
-        pks: Primary keys of the runs.
-        cancellation: Primary key of the cancellation.
-        using: Alias of the database.
-    """
-    for sql, params in _updates(model, pks, cancellation, using):
-        execute(using, sql, params)
-
-
-def _updates(
-    model: type[Model], pks: Iterable[Any], cancellation: int, using: str
+def _updates_and_inserts(
+    key: Any,
+    cancelled: tuple[type[Model], Sequence[Any]],
+    items: tuple[type[Model], Mapping[str, Sequence[Any]]],
+    using: str,
 ) -> Iterator[Statement]:
+    """Yield the statements that write the runs and items of the cancellation with this key."""
+    yield from _updates(*cancelled, key, using)
+    item, values = items
+    count = len(next(iter(values.values())))
+    yield from _inserts(item, {"cancellation": [key] * count, **values}, using)
+
+
+def _updates(model: type[Model], pks: Iterable[Any], key: Any, using: str) -> Iterator[Statement]:
     names = names_of(model, using)
     waiting, active = sorted(WAITING), sorted(ACTIVE)
     now, at = now_parameter(using)
+    key_sql, key_params = (KEY_OF_RECORD, []) if key is OF_RECORD else ("%s", [key])
     # The status comes last: MySQL assigns from left to right, and CASE needs the old status.
     statement = (
-        "UPDATE {table} SET {finished_at} = {now}, {cancellation} = %s,"
+        "UPDATE {table} SET {finished_at} = {now}, {cancellation} = {key_sql},"
         " {stop_state} = CASE WHEN {never_started} THEN %s ELSE %s END,"
         " {stopped_at} = CASE WHEN {never_started} THEN {now} ELSE NULL END,"
         " {status} = %s WHERE {condition} IN ({active}) AND {pk} "
@@ -107,32 +133,22 @@ def _updates(
         active=placeholders(active),
         condition=unindexed_sql(names["status"], connections[using].vendor),
         now=now,
+        key_sql=key_sql,
         **names,
     )
-    before = [*at, cancellation, *waiting, StopState.NEVER_STARTED, StopState.STOPPING]
+    before = [*at, *key_params, *waiting, StopState.NEVER_STARTED, StopState.STOPPING]
     before += [*waiting, *at, RunStatus.CANCELLED, *active]
     for condition, params in key_conditions(pks, model, using):
         yield statement + condition, [*before, *params]
 
 
-def insert_rows(model: type[Model], values: Mapping[str, Sequence[Any]], using: str) -> None:
-    """Insert rows of database-ready values, without creating model instances.
-
-    A value that is the same in all rows is sent once. The value ``NOW`` inserts the current time of
-    the database.
-
-    Args:
-        model: The model.
-        values: By the name of the field, one value for each row.
-        using: Alias of the database.
-    """
-    for sql, params in _inserts(model, values, using):
-        execute(using, sql, params)
-
-
 def _inserts(
     model: type[Model], values: Mapping[str, Sequence[Any]], using: str
 ) -> Iterator[Statement]:
+    """Yield statements that insert rows without creating model instances.
+
+    A value that is the same in all rows is sent once.
+    """
     is_postgresql = connections[using].vendor == "postgresql"
     # PostgreSQL takes a column as one parameter.
     size = sys.maxsize if is_postgresql else MAX_PARAMETERS // len(values)
@@ -207,10 +223,14 @@ def _values_list(types: list[str], columns: Sequence[_Column], using: str) -> St
 
 
 def _shown(column: _Column, name: str, placeholder: str, using: str) -> Statement:
-    if not column.is_time:
-        return (placeholder, column.values[:1]) if column.is_constant else (name, [])
-    now, at = now_parameter(using)
-    return (now if column.is_constant else f"CASE WHEN {name} THEN {now} END"), at
+    if column.is_time:
+        now, at = now_parameter(using)
+        return (now if column.is_constant else f"CASE WHEN {name} THEN {now} END"), at
+    if not column.is_constant:
+        return name, []
+    if column.values[0] is OF_RECORD:
+        return KEY_OF_RECORD, []
+    return placeholder, column.values[:1]
 
 
 def insert(instance: Model, using: str) -> None:
@@ -218,15 +238,24 @@ def insert(instance: Model, using: str) -> None:
 
     Receivers of the host would run while rows are locked.
     """
-    connection = connections[using]
+    with connections[using].cursor() as cursor:
+        cursor.execute(*_insertion_of(instance, using))
+        # PostgreSQL alone is asked for the key in the statement.
+        pk = cursor.fetchone()[0] if cursor.description else cursor.lastrowid
+    _mark_inserted(instance, pk, using)
+
+
+def _insertion_of(instance: Model, using: str) -> Statement:
     statement, fields = _insert_one(type(instance), using)
+    connection = connections[using]
     values = [
         field.get_db_prep_save(getattr(instance, field.attname), connection) for field in fields
     ]
-    with connection.cursor() as cursor:
-        cursor.execute(statement, values)
-        # PostgreSQL alone is asked for the key in the statement.
-        (instance.pk,) = cursor.fetchone() if cursor.description else (cursor.lastrowid,)
+    return statement, values
+
+
+def _mark_inserted(instance: Model, pk: Any, using: str) -> None:
+    instance.pk = pk
     instance._state.adding = False
     instance._state.db = using
 

@@ -49,16 +49,20 @@ if not IS_SQLITE:
         with connection.execute_wrapper(wrapper):
             yield
 
+    # The first statement locks runs without children on PostgreSQL; the next one reads trees.
+    FIRST_READ = 2 if IS_POSTGRESQL else 1
+
     @isolated
     def test_what_happens_after_the_first_read_is_seen(
         workers: Workers, announced: list[str], isolation: list[str]
     ) -> None:
         # Without a lock to wait for: everything is committed when the cancellation comes to it.
         parent, completed, taken = make_runs(3, RunStatus.RUNNING)
+        old_child = parent.create_child()
         reached, go = threading.Event(), threading.Event()
 
         def job() -> CancelResult:
-            with stop_after(1, reached, go):
+            with stop_after(FIRST_READ, reached, go):
                 return cancel(ids([parent, completed, taken]))
 
         cancellation = workers.start(job, isolation)
@@ -74,10 +78,25 @@ if not IS_SQLITE:
             parent.run_id: Outcome.CANCELLED,
             completed.run_id: Outcome.ALREADY_FINISHED,
             taken.run_id: Outcome.ALREADY_CANCELLED,
+            old_child.run_id: Outcome.CANCELLED,
             child.run_id: Outcome.CANCELLED,
             grandchild.run_id: Outcome.CANCELLED,
         }
         check_decided_once([first, result], announced)
+
+    @isolated
+    def test_child_that_comes_in_while_it_waits_for_the_lock(
+        workers: Workers, announced: list[str], isolation: list[str]
+    ) -> None:
+        parent, other = make_runs(2, RunStatus.RUNNING)
+        creation = Held(workers, parent.create_child)
+        cancellation = workers.start(lambda: cancel(ids([parent, other])), isolation)
+        cancellation.until_blocked()
+        creation.end("commit")
+        result = cancellation.result()
+        (child,) = get_run_model()._default_manager.filter(parent=parent)
+        assert statuses(parent, other, child) == [RunStatus.CANCELLED] * 3
+        check_decided_once([result], announced)
 
     def in_key_order(count: int) -> list[Any]:
         """Create runs; return them in the order in which the database sorts their keys."""
@@ -112,10 +131,11 @@ if not IS_SQLITE:
         # such a child: whoever has that may wait for the parent.
         low, high = in_key_order(2)
         get_run_model()._default_manager.filter(pk=low.pk).delete()
+        old_child = high.create_child()
         reached, go = threading.Event(), threading.Event()
 
         def job() -> CancelResult:
-            with stop_after(1, reached, go):
+            with stop_after(FIRST_READ, reached, go):
                 return cancel([high.run_id])
 
         cancellation = workers.start(job)
@@ -129,7 +149,7 @@ if not IS_SQLITE:
         parent_held.end("commit")
         grandchild = creation.result()
         result = cancellation.result()
-        assert statuses(high, child, grandchild) == [RunStatus.CANCELLED] * 3
+        assert statuses(high, old_child, child, grandchild) == [RunStatus.CANCELLED] * 4
         check_decided_once([result], announced)
 
     def deadlock(workers: Workers, runs: list[Any], job: Job) -> Worker:

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import QuerySet
 from django.test.utils import CaptureQueriesContext
 
 from django_run_cancel.cancellation import cancel_runs, record_stopped
 from django_run_cancel.db.clock import DatabaseNow
-from django_run_cancel.db.trees import read_closure
+from django_run_cancel.db.locks import lock_childless
+from django_run_cancel.db.trees import keys_of, keys_of_ids, read_closure
 from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
 from tests.helpers import IS_MYSQL, IS_POSTGRESQL, IS_SQLITE, make_run
 
@@ -170,11 +171,26 @@ class TestPlans:
     def test_tree(self, large_table: None) -> None:
         """The recursive query joins on a column that may be null."""
         with CaptureQueriesContext(connection) as captured:
-            assert len(read_closure(runs(run_id="tsk_000000"), RUN, "default", 1_000)[1]) == 401
+            asked = keys_of(runs(run_id="tsk_000000"))
+            assert len(read_closure(asked, RUN, "default", 1_000)[1]) == 401
         with connection.cursor() as cursor:
             cursor.execute(f"EXPLAIN QUERY PLAN {captured[0]['sql']}")
             plan = " ".join(str(row) for row in cursor.fetchall())
         assert "SCAN run" not in plan
+
+    @pytest.mark.skipif(IS_MYSQL, reason="MySQL and MariaDB lock all runs by their keys")
+    def test_lock_childless(self, large_table: None) -> None:
+        asked = keys_of_ids(RUN, [f"tsk_{number:06}" for number in range(100)], "default")
+        with transaction.atomic(), CaptureQueriesContext(connection) as captured:
+            lock_childless(asked, RUN, "default")
+        (statement,) = (entry["sql"] for entry in captured if "asked" in entry["sql"])
+        explain = "EXPLAIN QUERY PLAN" if IS_SQLITE else "EXPLAIN"
+        with connection.cursor() as cursor:
+            cursor.execute(f"{explain} {statement}")
+            plan = " ".join(str(row) for row in cursor.fetchall())
+        assert "Seq Scan" not in plan
+        assert f"SCAN {RUN._meta.db_table}" not in plan
+        assert "SCAN child" not in plan
 
 
 @pytest.mark.parametrize("index", RUN._meta.indexes, ids=lambda index: "-".join(index.fields))
