@@ -104,6 +104,7 @@ def _leave_nothing() -> Iterator[None]:
     yield
     cache.clear()
     translation.deactivate()  # what a request through LocaleMiddleware has activated
+    chunks._pace = Pace()
 
 
 @pytest.fixture

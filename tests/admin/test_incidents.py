@@ -210,6 +210,7 @@ def test_filter_with_several_values__in_words(chief: Client) -> None:
     assert "Selected: Status: queued, paused" in shown
 
 
+@pytest.mark.usefixtures("fixed_pace")
 def test_bulk_cancellation_that_stands_still__no_end_is_foretold(chief: Client) -> None:
     make_runs(1_000)
     runs = get_run_model()._base_manager.all()
