@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -91,6 +92,28 @@ OUTAGES = without(
 )
 # Backends know ids of runs, and no models.
 BACKENDS = without("backends")
+# Processes of the package and of executors, which are killed, or wait for each other.
+PROCESSES = without(
+    "cancellation/test_bulk_processes.py",
+    "faults/test_frozen.py",
+    "faults/test_kills.py",
+    "integrations/test_*_worker.py",
+    "integrations/test_huey_consumer.py",
+    "management/test_cancel_runs_process.py",
+)
+
+# Tests that reach what one database alone executes. Where coverage is measured, tests take more
+# than half as long again, so the sessions with PostgreSQL and MariaDB measure it for these only.
+MEASURED = (
+    *("tests/cancellation", "tests/db", "tests/delivery", "tests/execution", "tests/models"),
+    *("tests/admin/test_search.py", "tests/test_checks.py"),
+)
+MEASURED_ON_POSTGRESQL = (
+    *MEASURED,
+    "tests/backends/test_procrastinate.py",
+    "tests/integrations/test_procrastinate_deferring.py",
+    "tests/integrations/test_procrastinate_executing.py",
+)
 
 # Many tests wait, for workers or threads. A test class or module stays in one process.
 PARALLEL = ("--numprocesses", "2", "--dist", "loadscope")
@@ -137,12 +160,23 @@ def pytest(
     session.run("python", "-m", "pytest", "-q", *arguments, *session.posargs, env=env)
 
 
+def pytest_in_parts(
+    session: nox.Session, measured: Sequence[str], *arguments: str, database: str
+) -> None:
+    """Run some tests with coverage, then the others without."""
+    if session.posargs:  # somebody asks for tests of their own
+        pytest(session, *arguments, database=database)
+        return
+    pytest(session, *arguments, *measured, database=database, coverage=True)
+    pytest(session, *arguments, *[f"--ignore={path}" for path in measured], database=database)
+
+
 @nox.session(python="3.12")
 def mariadb(session: nox.Session) -> None:
     """Test on MariaDB with Django 6.0: all whose result can depend on the database."""
     install(session, "test", django="6.0")
-    left_out = (*ONCE, *REQUESTS, *PAGES, *EXECUTORS)
-    pytest(session, *WITHOUT_SERVERS, *left_out, *PARALLEL, database=MARIADB_URL, coverage=True)
+    arguments = (*WITHOUT_SERVERS, *ONCE, *REQUESTS, *PAGES, *EXECUTORS, *PARALLEL)
+    pytest_in_parts(session, MEASURED, *arguments, database=MARIADB_URL)
 
 
 @nox.session(python="3.13")
@@ -152,7 +186,7 @@ def swapped(session: nox.Session) -> None:
     All is tested whose result can depend on the run model.
     """
     install(session, "test", django="6.1")
-    left_out = (*ONCE, *REQUESTS, *TEXTS, *OUTAGES, *BACKENDS)
+    left_out = (*ONCE, *REQUESTS, *TEXTS, *OUTAGES, *BACKENDS, *PROCESSES)
     arguments = (*WITHOUT_SERVERS, *left_out, *PARALLEL)
     pytest(session, *arguments, database=POSTGRESQL_URL, settings="tests.settings_swapped")
 
@@ -170,7 +204,7 @@ def lowest(session: nox.Session) -> None:
     # Of each executor, the tests of its integration start workers with one broker, which execute,
     # retry and cancel tasks, and are told by the backend to stop. Other variants are in "brokers".
     arguments = ("-m", "not browser", "-k", "not (TestTracked or RabbitMQ)", *left_out, *PARALLEL)
-    pytest(session, *arguments, database=POSTGRESQL_URL, coverage=True)
+    pytest_in_parts(session, MEASURED_ON_POSTGRESQL, *arguments, database=POSTGRESQL_URL)
 
 
 @nox.session(python="3.13")
