@@ -130,7 +130,7 @@ class RunFields(models.Model):
         # a change of the status writes to at most seven indexes, including those of run_id and the
         # primary key; tests/models/test_indexes.py counts them.
         indexes: ClassVar[list[models.Index]] = [
-            NotNullIndex(fields=["parent"]),
+            NotNullIndex(fields=["parent", "created_at"]),
             NotNullIndex(fields=["cancellation"]),
             models.Index(fields=["tenant", "created_at"]),
             PartialIndex(fields=["tenant", "status", "created_at"], where=HAS_RARE_STATUS),

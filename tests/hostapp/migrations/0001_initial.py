@@ -201,7 +201,7 @@ class Migration(migrations.Migration):
                 "abstract": False,
                 "indexes": [
                     django_run_cancel.models.indexes.NotNullIndex(
-                        fields=["parent"], name="hostapp_job_parent__9e2375_idx"
+                        fields=["parent", "created_at"], name="hostapp_job_parent__ecb827_idx"
                     ),
                     django_run_cancel.models.indexes.NotNullIndex(
                         fields=["cancellation"], name="hostapp_job_cancell_fad5e0_idx"
