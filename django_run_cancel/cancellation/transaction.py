@@ -18,6 +18,7 @@ from django_run_cancel.db.clock import DatabaseNow
 from django_run_cancel.db.locks import LockedRun
 from django_run_cancel.db.retry import StartOver
 from django_run_cancel.db.statements import MAX_LISTED_ON_MYSQL, Statement, chunks
+from django_run_cancel.db.writes import Parents
 from django_run_cancel.models import Cancellation, CancellationChunk, CancellationItem
 from django_run_cancel.states import ChunkKind, StopState
 
@@ -31,6 +32,9 @@ CHUNKS_AT_ONCE = 20
 """Number of chunks to insert by one statement."""
 
 
+NO_PARENTS = Parents(set())
+
+
 class Trees(NamedTuple):
     """Runs with their descendants.
 
@@ -38,19 +42,19 @@ class Trees(NamedTuple):
         reached: Primary keys of the selected runs.
         rows: Their rows, and those of their descendants unless there are too many.
         is_complete: Whether ``rows`` contains the descendants.
-        parents: Primary keys of the rows whose children ``write_decision`` reads again.
+        parents: The rows whose children ``write_decision`` reads again.
     """
 
     reached: set[Any]
     rows: list[LockedRun]
     is_complete: bool
-    parents: set[Any]
+    parents: Parents
 
 
 def read_trees(asked: Statement, model: type[Model], using: str) -> Trees:
     """Read the trees of runs without locks, for a dry run."""
     reached, pks, is_complete = _read_keys(asked, model, using)
-    return Trees(reached, locks.read_runs(model, pks, using), is_complete, set())
+    return Trees(reached, locks.read_runs(model, pks, using), is_complete, NO_PARENTS)
 
 
 def lock_trees(asked: Statement, model: type[Model], using: str, restartable: bool) -> Trees:
@@ -68,19 +72,21 @@ def lock_trees(asked: Statement, model: type[Model], using: str, restartable: bo
     """
     if rows := locks.lock_childless(asked, model, using):
         reached, pks, is_complete = {row.pk for row in rows}, {row.pk for row in rows}, True
+        parents = Parents(reached, are_childless=True)
     else:
         reached, pks, is_complete = _read_keys(asked, model, using)
         rows = locks.lock_runs(model, pks, using)
+        parents = Parents(pks)
     if not is_complete:
-        return Trees(reached, rows, is_complete, set())
+        return Trees(reached, rows, is_complete, NO_PARENTS)
     if restartable:
-        return Trees(reached, rows, is_complete, pks)
+        return Trees(reached, rows, is_complete, parents)
     # These locks break the order of locks, and could deadlock.
     unseen = pks
     while unseen := trees.read_children(model, unseen, using) - pks:
         rows += locks.lock_runs(model, unseen, using)
         pks |= unseen
-    return Trees(reached, rows, is_complete, set())
+    return Trees(reached, rows, is_complete, NO_PARENTS)
 
 
 def _read_keys(asked: Statement, model: type[Model], using: str) -> tuple[set[Any], set[Any], bool]:
@@ -116,7 +122,7 @@ def write_decision(
         tree.parents,
         using,
     )
-    if children - tree.parents:
+    if children - tree.parents.pks:
         raise StartOver
     if decision.changed:
         if settings.LISTEN:

@@ -11,7 +11,7 @@ For runs without children, ``locks.lock_childless`` replaces the first two steps
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from django.core.exceptions import EmptyResultSet
@@ -32,7 +32,7 @@ from django_run_cancel.db.statements import (
 )
 
 LEVELS = 3
-"""Levels of children in the first query on PostgreSQL; a second one reads deeper levels."""
+"""Levels of children that PostgreSQL reads by one query each; one more reads the deeper ones."""
 
 MAX_DEPTH = 1_000_000
 """Recursion limit to set on MySQL and MariaDB, whose default is 1,000 levels."""
@@ -67,9 +67,9 @@ def read_closure(
         using: Alias of the database.
         limit: Maximum number of keys; if there are as many, keys of descendants may be missing.
     """
-    query, params = asked
     if connections[using].vendor == "postgresql":
-        return _read_closure_by_levels(query, params, model, using, limit)
+        return _read_closure_by_levels(asked, model, using, limit)
+    query, params = asked
     rows = fetch(
         using,
         # UNION, unlike UNION ALL, terminates if parents form a cycle.
@@ -110,30 +110,19 @@ def _recursive(sql: str, using: str) -> str:
 
 
 def _read_closure_by_levels(
-    query: str, params: Sequence[Any], model: type[Model], using: str, limit: int
+    asked: Statement, model: type[Model], using: str, limit: int
 ) -> tuple[set[Any], set[Any]]:
     # PostgreSQL's planner assumes that a recursive query returns millions of rows; it then scans a
-    # large table, and compiles the query (JIT) before. It also scans the table to join a few rows
-    # with their children, if rows can have many. For an array it assumes ten elements, and uses the
-    # index.
-    names = names_of(model, using)
-    child = (
-        "level{n} (pk) AS"
-        " (SELECT {pk} FROM {table} WHERE {parent} = ANY (ARRAY({above})) LIMIT {limit})"
-    )
-    ctes = "".join(
-        ", " + child.format(n=n, above=f"SELECT pk FROM level{n - 1}", limit=limit, **names)
-        for n in range(1, LEVELS + 1)
-    )
-    selects = " UNION ALL ".join(f"SELECT {n}, pk FROM level{n}" for n in range(LEVELS + 1))
-    levels: list[set[Any]] = [set() for _ in range(LEVELS + 1)]
-    for level, pk in fetch(using, f"WITH level0 (pk) AS ({query}){ctes} {selects}", params):
-        levels[level].add(pk)
-    closure = set().union(*levels)
-    unread = levels[-1].difference(*levels[:-1])
-    if unread and len(closure) < limit:
-        closure |= _read_all_below(unread, model, using, limit)
-    return levels[0], closure
+    # large table, and compiles the query (JIT) before. If few runs have most of the children, it
+    # also scans the table for keys that a subquery selects. It knows better for listed keys.
+    reached = {pk for (pk,) in fetch(using, *asked)}
+    closure, level = set(reached), reached
+    for _ in range(LEVELS):
+        level = read_children(model, level, using, limit) - closure
+        closure |= level
+        if not level or len(closure) >= limit:
+            return reached, closure
+    return reached, closure | _read_all_below(level, model, using, limit)
 
 
 def _read_all_below(pks: Iterable[Any], model: type[Model], using: str, limit: int) -> set[Any]:
@@ -176,25 +165,35 @@ def keys_below(scope: QuerySet[Any], using: str) -> RawSQL:
     return RawSQL(sql, params)  # noqa: S611  # nosec B611
 
 
-def read_children(model: type[Model], pks: Iterable[Any], using: str) -> set[Any]:
+def read_children(
+    model: type[Model], pks: Iterable[Any], using: str, limit: int | None = None
+) -> set[Any]:
     """Return the primary keys of the direct children of runs.
 
     On MySQL and MariaDB under REPEATABLE READ, the query locks the rows: a plain SELECT would read
     the snapshot from the start of the transaction.
+
+    Args:
+        model: The run model.
+        pks: Primary keys of the runs.
+        using: Alias of the database.
+        limit: Maximum number of children; only for PostgreSQL.
     """
     connection = connections[using]
     names = names_of(model, using)
     snapshot = getattr(connection, "isolation_level", None) != "read committed"
-    lock = lock_clause(using) if connection.vendor == "mysql" and snapshot else ""
-    found: set[Any] = set()
+    clause = lock_clause(using) if connection.vendor == "mysql" and snapshot else ""
     # For a longer list InnoDB only estimates the number of rows. It may then scan the table, and a
     # locking read would lock all of it.
-    limit = 199 if lock else MAX_PARAMETERS - 100
-    for condition, params in key_conditions(pks, model, using, limit):
+    listed = 199 if clause else MAX_PARAMETERS - 100
+    if limit is not None:
+        clause = f" LIMIT {limit}"
+    found: set[Any] = set()
+    for condition, params in key_conditions(pks, model, using, listed):
         sql = "SELECT {pk} FROM {table} WHERE {parent} {condition}".format(
             condition=condition, **names
         )
-        found.update(pk for (pk,) in fetch(using, sql + lock, params))
+        found.update(pk for (pk,) in fetch(using, sql + clause, params))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connections
 from django.db.models import Model
@@ -36,15 +36,35 @@ OF_RECORD: Any = object()
 KEY_OF_RECORD = "(SELECT pk FROM record)"
 """SQL of ``OF_RECORD``, in a statement that inserts the cancellation as ``record (pk)``."""
 
+ALL_CHILDREN = "SELECT NULL, {pk} FROM {table} WHERE {parent} = ANY (%s::{key}[])"
+
+# Reads one index entry for each parent. If other runs have many children, PostgreSQL would expect
+# the same of these, and scan the table.
+ONE_CHILD_EACH = """SELECT NULL, child.pk FROM unnest(%s::{key}[]) AS asked (pk), LATERAL (
+SELECT {pk} AS pk, {parent} AS parent FROM {table} WHERE {parent} >= asked.pk
+ORDER BY {parent} LIMIT 1) child WHERE child.parent = asked.pk"""
+
 CHANNEL = "run_cancel"
 """PostgreSQL channel that announces cancellations to listening processes."""
+
+
+class Parents(NamedTuple):
+    """Locked runs that nobody can add children to any more.
+
+    Attributes:
+        pks: Primary keys of the runs.
+        are_childless: Whether none of them had children before.
+    """
+
+    pks: set[Any]
+    are_childless: bool = False
 
 
 def write_cancellation(
     record: Model,
     cancelled: tuple[type[Model], Sequence[Any]],
     items: tuple[type[Model], Mapping[str, Sequence[Any]]],
-    parents: Iterable[Any],
+    parents: Parents,
     using: str,
 ) -> set[Any]:
     """Insert a cancellation and its items, cancel active runs, and read children of locked runs.
@@ -56,11 +76,11 @@ def write_cancellation(
         cancelled: The run model, and the primary keys of the runs to cancel, whose rows are locked.
         items: Model of the items, and their database-ready values, by the name of the field: one
             for each item. The value ``NOW`` inserts the current time of the database.
-        parents: Primary keys of locked runs whose children are read, as by ``read_children``.
+        parents: The locked runs whose children are read.
         using: Alias of the database.
 
     Returns:
-        The primary keys of the children.
+        The primary keys of the children; of runs that are expected to have none, of one child each.
     """
     if connections[using].vendor == "postgresql":
         return _write_at_once(record, cancelled, items, parents, using)
@@ -68,21 +88,21 @@ def write_cancellation(
         insert(record, using)
     for sql, params in _updates_and_inserts(record.pk, cancelled, items, using):
         execute(using, sql, params)
-    return read_children(cancelled[0], parents, using)
+    return read_children(cancelled[0], parents.pks, using)
 
 
 def _write_at_once(
     record: Model,
     cancelled: tuple[type[Model], Sequence[Any]],
     items: tuple[type[Model], Mapping[str, Sequence[Any]]],
-    parents: Iterable[Any],
+    parents: Parents,
     using: str,
 ) -> set[Any]:
     ctes = []
-    select = "SELECT NULL, {pk} FROM {table} WHERE {parent} = ANY (%s::{key}[])".format(
+    key = record.pk
+    select = (ONE_CHILD_EACH if parents.are_childless else ALL_CHILDREN).format(
         key=key_type(cancelled[0], using), **names_of(cancelled[0], using)
     )
-    key = record.pk
     if key is None:
         ctes.append(("record (pk)", _insertion_of(record, using)))
         select, key = f"SELECT pk, NULL FROM record UNION ALL {select}", OF_RECORD
@@ -93,7 +113,7 @@ def _write_at_once(
     rows = fetch(
         using,
         f"WITH {sql} {select}" if ctes else select,
-        [*params, array_parameter(sorted(parents))],
+        [*params, array_parameter(sorted(parents.pks))],
     )
     if key is OF_RECORD:
         (inserted,) = (pk for pk, _ in rows if pk is not None)

@@ -49,11 +49,11 @@ if not IS_SQLITE:
         with connection.execute_wrapper(wrapper):
             yield
 
-    # The first statement locks runs without children on PostgreSQL; the next one reads trees.
-    FIRST_READ = 2 if IS_POSTGRESQL else 1
+    # Statements before the one that locks runs of which one has children.
+    READS = 4 if IS_POSTGRESQL else 1
 
     @isolated
-    def test_what_happens_after_the_first_read_is_seen(
+    def test_what_happens_before_the_locks_is_seen(
         workers: Workers, announced: list[str], isolation: list[str]
     ) -> None:
         # Without a lock to wait for: everything is committed when the cancellation comes to it.
@@ -62,7 +62,7 @@ if not IS_SQLITE:
         reached, go = threading.Event(), threading.Event()
 
         def job() -> CancelResult:
-            with stop_after(FIRST_READ, reached, go):
+            with stop_after(READS, reached, go):
                 return cancel(ids([parent, completed, taken]))
 
         cancellation = workers.start(job, isolation)
@@ -135,7 +135,7 @@ if not IS_SQLITE:
         reached, go = threading.Event(), threading.Event()
 
         def job() -> CancelResult:
-            with stop_after(FIRST_READ, reached, go):
+            with stop_after(READS, reached, go):
                 return cancel([high.run_id])
 
         cancellation = workers.start(job)
