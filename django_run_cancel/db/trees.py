@@ -39,11 +39,14 @@ MAX_DEPTH = 1_000_000
 
 
 def keys_of(scope: QuerySet[Any]) -> Statement:
-    """Return the query of the primary keys of runs."""
+    """Return the query of the primary keys of runs, which locks nothing."""
+    model: type[Model] = scope.model
+    query = scope.order_by().values("pk").query
+    query.select_for_update = False
     try:
-        sql, params = scope.order_by().values("pk").query.get_compiler(scope.db).as_sql()
+        sql, params = query.get_compiler(scope.db).as_sql()
     except EmptyResultSet:
-        return keys_of_ids(scope.model, [], scope.db)
+        return "SELECT {pk} FROM {table} WHERE 1 = 0".format(**names_of(model, scope.db)), []
     return sql, list(params)
 
 

@@ -84,6 +84,14 @@ class TestTruth:
         run = make_run()
         assert cancel(run.run_id, runs=get_run_model()._default_manager.none()).failed == ids([run])
 
+    @pytest.mark.django_db(transaction=True)
+    def test_scope_that_would_lock(self) -> None:
+        """Its locks would need a transaction, and have no order."""
+        run = make_run()
+        scope = get_run_model()._default_manager.select_for_update()
+        assert cancel(run.run_id, runs=scope, dry_run=True).cancelled == ids([run])
+        assert cancel(run.run_id, runs=scope).cancelled == ids([run])
+
     def test_ordered_and_joined_scope(self) -> None:
         parent = make_run(tenant="a")
         child = parent.create_child()
