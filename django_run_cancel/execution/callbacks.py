@@ -44,17 +44,16 @@ class Callbacks:
                 self._registered.append((callback, deadline))
 
     def begin(self, loop: asyncio.AbstractEventLoop | None, context: ThreadContext) -> None:
-        """Call all registered callbacks. A second call does nothing.
+        """Call all registered callbacks, each once. A second call continues an interrupted one.
 
         Args:
             loop: Event loop that runs coroutine functions; if None, each runs in a thread.
             context: Context manager factory that these threads enter.
         """
         with self._lock:
-            if not self._has_started:
-                self._has_started, self._loop, self._context = True, loop, context
-                for callback, deadline in self._registered:
-                    self._call(callback, deadline)
+            self._has_started, self._loop, self._context = True, loop, context
+            while self._registered:
+                self._call(*self._registered.pop(0))
 
     def wait(self) -> None:
         """Wait until each callback has ended or timed out, and log errors."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -42,6 +43,26 @@ class TestCallbacks:
             executed.on_cancel(lambda: called.append(1))
             cancel(run)  # seen when it leaves
         assert called == [1]
+
+    def test_interrupted_while_they_are_started(self, settings: Any, monkeypatch: Any) -> None:
+        """By a signal, for example of a time limit: the others are called, too."""
+        settings.RUN_CANCEL_POLL_SECONDS = 60
+        run, called, started = make_run(), [], []
+        real = Callbacks._call
+
+        def call(callbacks: Any, *args: Any) -> None:
+            started.append(args)
+            if len(started) == 2:
+                raise SystemExit(143)
+            real(callbacks, *args)
+
+        monkeypatch.setattr(Callbacks, "_call", call)
+        with pytest.raises(SystemExit), execution(run.run_id) as executed:  # noqa: PT012
+            for number in range(4):
+                executed.on_cancel(partial(called.append, number))
+            cancel(run)  # seen when it leaves
+        assert sorted(called) == [0, 2, 3]
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
 
     def test_not_without_a_cancellation(self) -> None:
         run, called = make_run(), []
