@@ -20,11 +20,8 @@ _NOT_REENTRANT = (
 
 
 def is_inside_statement() -> bool:
-    """Tell whether a frame further up the stack may be executing a database statement.
-
-    Call it from ``__exit__`` directly: it skips two frames, that method and the generator.
-    """
-    frame: FrameType | None = sys._getframe(2)
+    """Tell whether a frame further up the stack may be executing a database statement."""
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith(_NOT_REENTRANT):
             return True

@@ -60,6 +60,22 @@ class TestAbandoned:
             assert threads != [watcher.THREAD_NAME]
         assert fresh(other).status == RunStatus.COMPLETED
 
+    def test_where_it_interrupts_nothing(self, monkeypatch: Any) -> None:
+        """In the same thread, so that the end is recorded once ``close()`` returns."""
+        run, threads = make_run(), []
+        finish = ownership.Ownership.finish
+
+        def note(held: Any, error: Any) -> Any:
+            threads.append(threading.current_thread())
+            return finish(held, error)
+
+        monkeypatch.setattr(ownership.Ownership, "finish", note)
+        pages = self.pages(run)
+        next(pages)
+        pages.close()
+        assert threads == [threading.current_thread()]
+        assert fresh(run).failure_reason == "GeneratorExit"
+
     def test_in_the_middle_of_a_transaction_that_is_undone(self) -> None:
         """The collector may come anywhere, also while a driver holds a lock of its own."""
         run = make_run()

@@ -145,7 +145,9 @@ class TestForks:
             assert watcher.current.watches
             watcher.current.remove(executed._watch)
             executed._watch.is_active = True
-            assert not executed.cancel_requested  # joins as well
+            watcher.current.overdue_at = 0.0
+            assert not executed.cancel_requested
+            assert watcher.current.watches  # it joins as well
             cancel(run)
             work_on(executed)
         assert fresh(run).stop_state == StopState.ACKNOWLEDGED
