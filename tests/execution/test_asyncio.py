@@ -213,6 +213,24 @@ class TestOtherCancellations:
         run_async(main)
         assert acknowledged(run)
 
+    def test_one_before_the_block_that_the_code_takes_back(self) -> None:
+        run = make_run()
+
+        async def main() -> None:
+            task = current_task()
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(PATIENCE)
+            with pytest.raises(RunCancelled):
+                async with execution(run.run_id):
+                    task.uncancel()
+                    await acancel(run)
+                    await asyncio.sleep(PATIENCE)
+            assert task.cancelling() == 0
+
+        run_async(main)
+        assert acknowledged(run)
+
     def test_timeout_outside(self) -> None:
         run = make_run()
 
