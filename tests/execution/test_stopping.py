@@ -57,6 +57,18 @@ class TestStopping:
         assert caught.value.current == fresh(run).status == status
         assert not executed.cancelled
 
+    def test_ended_from_outside__only_when_read_twice(self, settings: Any) -> None:
+        """The code may have written the status itself, and not set it on its instance yet."""
+        settings.RUN_CANCEL_POLL_SECONDS = settings.RUN_CANCEL_HEARTBEAT_SECONDS = PATIENCE
+        run = make_run()
+        with execution(run.run_id) as executed:
+            fresh(run).mark_terminated()
+            watcher.poll_now()
+            assert not executed.cancel_requested
+            watcher.poll_now()
+            with pytest.raises(TransitionNotAllowed):
+                executed.checkpoint()
+
     def test_code_that_swallows_exceptions(self) -> None:
         run, swallowed = make_run(), 0
         with execution(run.run_id) as executed:
