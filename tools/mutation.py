@@ -258,6 +258,9 @@ def tests_that_reach(mutant: Mutant, contexts: Contexts) -> list[str]:
         for node in ast.walk(ast.parse(mutant.before))
         if isinstance(node, ast.stmt) and node.lineno <= mutant.lines[0] <= (node.end_lineno or 0)
     ]
+    # A decorator is no part of the function or class that it decorates.
+    if not statements:
+        return []
     innermost = max(statements, key=lambda node: (node.lineno, -(node.end_lineno or 0)))
     lines = range(innermost.lineno, (innermost.end_lineno or 0) + 1)
     # A context is the id of a test, and which of its parts this is: ``|setup``, ``|run``.

@@ -6,6 +6,8 @@ from typing import Any
 
 from drf_spectacular.utils import OpenApiExample
 
+from django_run_cancel.cancellation.bulk import PREVIEW_LIMIT
+
 CANCELLATION_ID = "can_01a203a1d97e75d298e752724035d9bd"
 RUN_ID = "tsk_01a203a1d98071f7a1f6d1e2f0c4b9aa"
 FILTER = {
@@ -38,7 +40,7 @@ RECORD: dict[str, Any] = {
 }
 
 PREVIEW: dict[str, Any] = {
-    "count": 10_000,
+    "count": PREVIEW_LIMIT,
     "is_capped": True,
     "sample": [
         {

@@ -82,9 +82,9 @@ def _max_bytes() -> int:
     return settings.DATA_UPLOAD_MAX_MEMORY_SIZE or MAX_BODY_BYTES
 
 
-def _declared_length(request: Request) -> int:
+def _declared_length(request: Request) -> int | float:
     declared = request.META.get("CONTENT_LENGTH") or ""
-    return int(declared) if declared.isdecimal() and len(declared) < MAX_INT_DIGITS else 0
+    return _parse_int(declared) if declared.isdecimal() else 0
 
 
 def _decode(body: bytes) -> Any:

@@ -20,7 +20,17 @@ from drf_spectacular.validation import validate_schema
 from rest_framework.permissions import IsAuthenticated
 
 from django_run_cancel.api.document_view import DocumentView
-from tests.api.helpers import CONTRACT, assert_sound, key_client, logged_in, make_user
+from django_run_cancel.cancellation import cancel_runs
+from tests.api.helpers import (
+    CANCELLATIONS,
+    CONTRACT,
+    UNKNOWN,
+    assert_sound,
+    key_client,
+    logged_in,
+    make_user,
+)
+from tests.helpers import ApiClient, make_run
 
 COMPONENTS = [
     "BulkCancelRunsRequest",
@@ -71,6 +81,11 @@ def served(client: Client | None = None, query: str = "") -> dict[str, Any]:
     return document
 
 
+def examples_of(part: Any) -> dict[str, Any]:
+    examples = part["content"]["application/json"]["examples"]
+    return {name: example["value"] for name, example in examples.items()}
+
+
 def test_document__contract() -> None:
     document = served()
     assert_contract(document)
@@ -97,6 +112,52 @@ def test_document__bulk_cancellations() -> None:
         assert content["examples"]
         for example in content["examples"].values():
             jsonschema.validate(example["value"], resolver)
+
+
+@pytest.mark.django_db
+def test_document__examples_are_what_happens(api: ApiClient) -> None:
+    """Each request is answered as it says, and the record is one that has just been started."""
+    operation = served()["paths"]["/v1/cancellations"]["post"]
+    requests = examples_of(operation["requestBody"])
+    assert list(requests) == ["ByFilter", "ByIds", "Preview"]
+    by_filter, by_ids, previewed = (api.send(CANCELLATIONS, body) for body in requests.values())
+    record = assert_sound(by_filter, 202)
+    assert assert_sound(by_ids, 202)["force"] is True
+    preview = assert_sound(previewed, 200)
+    (started,) = examples_of(operation["responses"]["202"]).values()
+    assert record["ip_address"] == "127.0.0.1"
+    own = ("cancellation_id", "requested_by", "requested_at", "ip_address", "total_count")
+    just_started = {"state": "pending", "finished_at": None}
+    assert record | just_started | {name: started[name] for name in own} == started
+    ((name, shown),) = examples_of(operation["responses"]["200"]).items()
+    assert (name, set(shown), shown["is_capped"]) == ("WhatWouldHappen", set(preview), True)
+
+
+@pytest.mark.django_db
+def test_document__answers_without_values(api: ApiClient) -> None:
+    """What is null in an answer may be null by the document."""
+    schemas = served()["components"]["schemas"]
+    cancellation = cancel_runs([UNKNOWN], requested_by="tests", tenant="").cancellation
+    assert cancellation is not None
+    path = f"{CANCELLATIONS}/{cancellation.cancellation_id}"
+    answers = [
+        ("CancellableRun", api.get(f"/v1/runs/{make_run('created').run_id}").json()),
+        ("RunCancellation", api.get(path).json()),
+        ("RunCancellationItem", api.get(f"{path}/items").json()["results"][0]),
+    ]
+    nulls = {
+        name: {key for key, value in answer.items() if value is None} for name, answer in answers
+    }
+    assert nulls == {
+        "CancellableRun": {
+            *("parent_run_id", "queued_at", "started_at", "finished_at"),
+            *("cancellation_id", "stopped_at"),
+        },
+        "RunCancellation": {"ip_address", "finished_at", "selection", "rate", "estimated_end"},
+        "RunCancellationItem": {"stopped_at"},
+    }
+    for name, answer in answers:
+        jsonschema.validate(answer, {"components": {"schemas": schemas}, **schemas[name]})
 
 
 @pytest.mark.django_db
