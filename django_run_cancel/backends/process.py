@@ -34,6 +34,7 @@ from django_run_cancel.backends.base import (
     TaskCall,
 )
 from django_run_cancel.db.clock import DatabaseNow
+from django_run_cancel.db.conditions import is_one_of
 from django_run_cancel.db.retry import retry_on_outage
 from django_run_cancel.models import AbstractRun, run_rows
 from django_run_cancel.safe_text import printable
@@ -186,11 +187,8 @@ def _wait_for_process(child: subprocess.Popen[bytes], run: AbstractRun) -> None:
     try:
         if not _ids_of_processes([run.external_id]):
             waiting = run_rows(
-                run_id=run.run_id,
-                external_id=run.external_id,
-                status__in=WAITING,
-                started_at=None,
-            )
+                run_id=run.run_id, external_id=run.external_id, started_at=None
+            ).filter(is_one_of("status", WAITING))
             reason = f"Its process has ended with the exit status {status}, and has not started it."
             values = {"status": RunStatus.FAILED, "failure_reason": reason}
             retry_on_outage(

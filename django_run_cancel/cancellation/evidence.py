@@ -41,14 +41,14 @@ def record_stopped(run_ids: Iterable[str], stop_state: str, *, wait: bool = True
     if stop_state not in ENDS:
         raise ValueError(f"stop_state must be one of {', '.join(sorted(ENDS))}.")
     rows = run_rows()
-    stopping = rows.filter(stop_state=StopState.STOPPING)
-    rows_to_update = stopping.filter(run_id__in=list(run_ids))
+    is_stopping = is_one_of("stop_state", [StopState.STOPPING])
+    rows_to_update = rows.filter(is_stopping, run_id__in=list(run_ids))
     recorded = []
     for pk, run_id, cancellation_id in list(
         rows_to_update.values_list("pk", "run_id", "cancellation__cancellation_id")
     ):
         values = {"stop_state": str(StopState(stop_state)), "stopped_at": DatabaseNow()}
-        row = rows.filter(is_one_of("stop_state", [StopState.STOPPING]), pk=pk)
+        row = rows.filter(is_stopping, pk=pk)
         written: Any = row.update(**values) if wait else locks.update_unlocked(row, **values)
         if written:
             recorded.append(run_id)

@@ -98,23 +98,23 @@ def _write_at_once(
     parents: Parents,
     using: str,
 ) -> set[Any]:
-    ctes = []
     key = record.pk
-    select = (ONE_CHILD_EACH if parents.are_childless else ALL_CHILDREN).format(
-        key=key_type(cancelled[0], using), **names_of(cancelled[0], using)
-    )
+    ctes, selects, listed = [], [], []
     if key is None:
+        key = OF_RECORD
         ctes.append(("record (pk)", _insertion_of(record, using)))
-        select, key = f"SELECT pk, NULL FROM record UNION ALL {select}", OF_RECORD
+        selects.append("SELECT pk, NULL FROM record")
     for number, statement in enumerate(_updates_and_inserts(key, cancelled, items, using)):
         ctes.append((f"write{number}", statement))
-    sql = ", ".join(f"{name} AS ({statement})" for name, (statement, _) in ctes)
+    if parents.pks or not selects:
+        model = cancelled[0]
+        select = ONE_CHILD_EACH if parents.are_childless else ALL_CHILDREN
+        selects.append(select.format(key=key_type(model, using), **names_of(model, using)))
+        listed.append(array_parameter(sorted(parents.pks)))
+    with_ctes = ", ".join(f"{name} AS ({statement})" for name, (statement, _) in ctes)
     params = [value for _, (_, values) in ctes for value in values]
-    rows = fetch(
-        using,
-        f"WITH {sql} {select}" if ctes else select,
-        [*params, array_parameter(sorted(parents.pks))],
-    )
+    sql = (f"WITH {with_ctes} " if ctes else "") + " UNION ALL ".join(selects)
+    rows = fetch(using, sql, [*params, *listed])
     if key is OF_RECORD:
         (inserted,) = (pk for pk, _ in rows if pk is not None)
         _mark_inserted(record, inserted, using)

@@ -15,6 +15,7 @@ from django_run_cancel.cancellation.chunks import advance_bulk_cancellations
 from django_run_cancel.cancellation.evidence import record_stopped
 from django_run_cancel.conf import settings
 from django_run_cancel.db.clock import database_now
+from django_run_cancel.db.conditions import is_one_of
 from django_run_cancel.delivery import outbox, watchdog
 from django_run_cancel.delivery.dispatcher import redispatch
 from django_run_cancel.delivery.handlers import handle_due
@@ -224,7 +225,8 @@ def _record_killed(run_ids: list[str]) -> set[str]:
     if not run_ids:
         return set()
     record_stopped(run_ids, StopState.KILLED, wait=False)
-    stopping = run_rows(run_id__in=run_ids, stop_state=StopState.STOPPING)
+    is_stopping = is_one_of("stop_state", [StopState.STOPPING])
+    stopping = run_rows(run_id__in=run_ids).filter(is_stopping)
     return set(stopping.values_list("run_id", flat=True))
 
 

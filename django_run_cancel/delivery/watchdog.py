@@ -12,6 +12,7 @@ from django_run_cancel.cancellation.force import DUE_BY_FORCE
 from django_run_cancel.conf import settings
 from django_run_cancel.db import locks
 from django_run_cancel.db.clock import DatabaseNow
+from django_run_cancel.db.conditions import is_one_of
 from django_run_cancel.delivery import outbox
 from django_run_cancel.delivery.rotation import Rotation
 from django_run_cancel.models import run_rows
@@ -41,7 +42,9 @@ def escalate(limit: int = 100) -> int:
     window = _escalating.window(delivered.filter(escalates_at__lte=DatabaseNow()), limit)
     if not window:
         return 0
-    stopping = run_rows(run_id__in=[item.run_id for item in window], stop_state=StopState.STOPPING)
+    stopping = run_rows(run_id__in=[item.run_id for item in window]).filter(
+        is_one_of("stop_state", [StopState.STOPPING])
+    )
     stopping_ids = set(stopping.values_list("run_id", flat=True))
     to_escalate = delivered.filter(
         pk__in=[item.pk for item in window if item.run_id in stopping_ids]

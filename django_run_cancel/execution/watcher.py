@@ -22,6 +22,7 @@ from django.db import connections
 from django_run_cancel.conf import settings
 from django_run_cancel.db import locks, writes
 from django_run_cancel.db.clock import DatabaseNow
+from django_run_cancel.db.conditions import is_one_of
 from django_run_cancel.execution.flag import StopFlag
 from django_run_cancel.execution.ownership import Ownership, RunRow
 from django_run_cancel.execution.thread_context import (
@@ -299,8 +300,7 @@ def write_heartbeats(watches: list[Watch]) -> None:
         rows = run_rows(
             pk__in={watch.ownership.run.pk for watch in due},
             execution_id__in={watch.ownership.execution_id for watch in due},
-            status=RunStatus.RUNNING,
-        )
+        ).filter(is_one_of("status", [RunStatus.RUNNING]))
         written = set(locks.update_unlocked(rows, heartbeat_at=DatabaseNow()))
     finally:
         for watch in due:

@@ -21,6 +21,7 @@ from dramatiq.middleware import Interrupt, Middleware, SkipMessage
 
 from django_run_cancel.backends.base import DISPATCHED
 from django_run_cancel.cancellation.service import cancel_runs
+from django_run_cancel.db.conditions import is_one_of
 from django_run_cancel.exceptions import (
     RunCancelError,
     RunCancelled,
@@ -316,7 +317,7 @@ class CancellableMiddleware(Middleware):
         """Cancel the run of a message skipped by Abortable, an age limit or its actor."""
         if not _is_tracked(message):
             return
-        if run_rows(run_id=message.message_id, status__in=WAITING).exists():
+        if run_rows(run_id=message.message_id).filter(is_one_of("status", WAITING)).exists():
             reason = "Dramatiq skipped the message."
             cancel_runs([message.message_id], requested_by="dramatiq", reason=reason)
 

@@ -14,7 +14,10 @@ from django.test.utils import CaptureQueriesContext
 from django_run_cancel.cancellation import cancel_runs, record_stopped
 from django_run_cancel.db.clock import DatabaseNow
 from django_run_cancel.db.trees import keys_of, read_closure
+from django_run_cancel.execution import execution
+from django_run_cancel.execution.watcher import write_heartbeats
 from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
+from django_run_cancel.models.indexes import PartialIndex
 from tests.helpers import IS_MYSQL, IS_POSTGRESQL, IS_SQLITE, ids, make_run, make_runs
 
 pytestmark = pytest.mark.django_db
@@ -191,6 +194,30 @@ class TestPlans:
             asked = make_runs(count, "running")
             make_run("running", parent=make_run("running", parent=asked[0]))
             assert self.scanned_by(lambda: cancel_runs(ids(asked), requested_by="test")) == []  # noqa: B023
+
+    @pytest.mark.skipif(not IS_POSTGRESQL, reason="the others have no partial indexes of statuses")
+    def test_rows_of_known_runs(self, large_table: None) -> None:
+        """They are found by their keys, even if few runs were active when PostgreSQL looked."""
+        RUN._base_manager.update(status="completed", stop_state="")
+        with connection.cursor() as cursor:
+            cursor.execute(f"ANALYZE {RUN._meta.db_table}")
+        make_runs(500)
+        run, other = make_runs(2)
+        with CaptureQueriesContext(connection) as captured:
+            with execution(run.run_id) as executed:
+                executed._watch.beat_at = float("-inf")
+                write_heartbeats([executed._watch])
+                cancel_runs([run.run_id, other.run_id], requested_by="test")
+            record_stopped([other.run_id], "killed")
+        sent = [entry["sql"] for entry in captured]
+        sent = [sql for sql in sent if not sql.startswith(("SAVEPOINT", "RELEASE"))]
+        assert len(sent) > 8
+        partial = [index.name for index in RUN._meta.indexes if type(index) is PartialIndex]
+        for sql in sent:
+            with connection.cursor() as cursor:
+                cursor.execute(f"EXPLAIN {sql}")
+                plan = " ".join(str(row) for row in cursor.fetchall())
+            assert not [name for name in partial if name in plan], plan
 
     def scanned_by(self, call: Callable[[], Any]) -> list[str]:
         """Return the statements of a call that read the whole table of runs."""
