@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -98,9 +99,10 @@ class TestCallbacks:
         run, threads = make_run(), []
 
         async def main() -> None:
-            async with execution(run.run_id) as executed:
-                executed.on_cancel(lambda: threads.append(threading.current_thread()))
-                await acancel(run)
+            with suppress(RunCancelled):  # if it is told before it leaves
+                async with execution(run.run_id) as executed:
+                    executed.on_cancel(lambda: threads.append(threading.current_thread()))
+                    await acancel(run)
 
         run_async(main)
         (thread,) = threads
@@ -118,9 +120,10 @@ class TestCallbacks:
                 raise
 
         async def main() -> None:
-            async with execution(run.run_id) as executed:
-                executed.on_cancel(callback, deadline=0.1)
-                await acancel(run)
+            with suppress(RunCancelled):  # if it is told before it leaves
+                async with execution(run.run_id) as executed:
+                    executed.on_cancel(callback, deadline=0.1)
+                    await acancel(run)
             await asyncio.sleep(0.05)
 
         run_async(main)

@@ -93,19 +93,24 @@ class TestNesting:
 
     def test_task_group_outside(self) -> None:
         run, other = make_run(), make_run()
+        started, may_end = asyncio.Event(), asyncio.Event()
 
-        async def work(run: Any, seconds: float) -> None:
-            try:
+        async def work_on_cancelled() -> None:
+            with pytest.raises(RunCancelled, match=run.run_id):
                 async with execution(run.run_id):
-                    await asyncio.sleep(seconds)
-            except RunCancelled as error:
-                assert error.run_id == run.run_id  # noqa: PT017
+                    started.set()
+                    await asyncio.sleep(PATIENCE)
+            may_end.set()
+
+        async def work_on_other() -> None:
+            async with execution(other.run_id):
+                await may_end.wait()
 
         async def main() -> None:
             async with asyncio.TaskGroup() as group:
-                group.create_task(work(run, PATIENCE))
-                group.create_task(work(other, 0.5))
-                await asyncio.sleep(0.1)
+                group.create_task(work_on_cancelled())
+                group.create_task(work_on_other())
+                await started.wait()
                 await acancel(run)
 
         run_async(main)

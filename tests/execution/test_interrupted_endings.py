@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import signal
 import sys
 import threading
@@ -55,15 +56,17 @@ def exit_interrupted_at(number: int, run: Any, *, is_cancelled: bool) -> bool:
     """Execute a run, and raise at one of the calls that end it; return whether there were so many.
 
     Python calls the handler of a signal when a function begins, and a trace function can raise
-    there.
+    there. Not in a generator: that may be called to close it, and nobody would get the error.
     """
     calls = count(1)
     folder = str(Path(block.__file__).parents[1])
 
     def interrupt(frame: Any, event: str, _: Any) -> None:
-        is_first = frame.f_code is block.ExecutionBlock.__exit__.__code__
-        is_ours = frame.f_code.co_filename.startswith(folder)
-        if event == "call" and is_ours and not is_first and next(calls) == number:
+        code = frame.f_code
+        is_call = event == "call" and not code.co_flags & inspect.CO_GENERATOR
+        is_first = code is block.ExecutionBlock.__exit__.__code__
+        is_ours = code.co_filename.startswith(folder)
+        if is_call and is_ours and not is_first and next(calls) == number:
             raise TimeLimit
 
     before = sys.gettrace()
