@@ -80,7 +80,7 @@ class TestStart:
         monkeypatch.setattr(retry, "BRIEF_DELAYS", (0.0,))
         with pytest.raises(OperationalError):
             retry.retry_on_outage(ask, using="default", delays=[0.001] * 50)
-        assert 3 <= len(tries) < 10
+        assert 2 <= len(tries) < 10
 
     def test_time_limit_of_a_signal(self, monkeypatch: Any) -> None:
         def limit(signum: int, frame: Any) -> None:
