@@ -110,7 +110,9 @@ MEASURED = (
 )
 MEASURED_ON_POSTGRESQL = (
     *MEASURED,
+    "tests/backends/test_django_tasks.py",
     "tests/backends/test_procrastinate.py",
+    "tests/integrations/test_celery_eager.py",  # with the oldest Celery
     "tests/integrations/test_procrastinate_deferring.py",
     "tests/integrations/test_procrastinate_executing.py",
 )

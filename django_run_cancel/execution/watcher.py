@@ -179,6 +179,7 @@ class Watcher:
 
     def _run(self, wake_up_sender: socket.socket, wake_up_receiver: socket.socket) -> None:
         self._native_id = threading.get_native_id()
+        self._is_failing = False  # an earlier thread may have ended during an outage
         self._poll_immediately = settings.LISTEN  # the first poll connects and issues LISTEN
         with wake_up_sender, wake_up_receiver:
             while True:

@@ -124,7 +124,8 @@ class TestUnknownBackends:
         old = dict.fromkeys(("old", "older"), settings.RUN_CANCEL_BACKENDS["dummy"])
         settings.RUN_CANCEL_BACKENDS = {**settings.RUN_CANCEL_BACKENDS, **old}
         assert find_unknown_backends() == {}
-        deliver_due()
+        while deliver_due():  # a step of a slow machine may end before all are told
+            pass
         assert set(CancellationItem.objects.values_list("delivery", flat=True)) == {"delivered"}
 
 
