@@ -254,13 +254,13 @@ def test_pace(settings: Any) -> None:
     pace = Pace()
     pace.adapt(100, 0.01)
     assert pace.size == 200  # at most twice as many
-    pace.adapt(200, 0.06)
+    pace.adapt(200, 0.04)
     assert pace.size == 200
-    pace.adapt(200, 0.6)
+    pace.adapt(200, 0.4)
     assert pace.size == 20
     pace.adapt(3, 0.001)  # the rest of a chunk says little
     assert pace.size == 20
-    pace.adapt(3, 0.06)
+    pace.adapt(3, 0.04)
     assert pace.size == 3
     pace.adapt(3, 60)
     assert pace.size == 1
