@@ -159,8 +159,10 @@ class RunCancelView(GenericAPIView[M]):
             RequestInvalid: The header is blank, too long or cannot be stored.
         """
         name = "idempotency-key"
-        sent = {name: self.request.headers[name]} if name in self.request.headers else {}
-        key: str | None = validated("header", IdempotencyKeySerializer, sent).get(name)
+        if name not in self.request.headers:
+            return None
+        sent = {name: self.request.headers[name]}
+        key: str = validated("header", IdempotencyKeySerializer, sent)[name]
         return key
 
 

@@ -92,8 +92,7 @@ class IdempotencyKeySerializer(serializers.Serializer[Any]):
 
     def get_fields(self) -> dict[str, Any]:
         """Return the field, whose name is not a valid Python identifier."""
-        field = StrictTextField(required=False, allow_blank=False, max_length=255)
-        return {"idempotency-key": field}
+        return {"idempotency-key": StrictTextField(allow_blank=False, max_length=255)}
 
 
 class RunFilterSerializer(serializers.Serializer[Any]):
