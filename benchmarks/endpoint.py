@@ -1,7 +1,7 @@
 """What ``POST /v1/runs/cancel`` costs over HTTP, against views that do less.
 
 Run it with ``python -m benchmarks.endpoint [--rounds N] [--save]``. gunicorn (two processes of four
-threads) and uvicorn (two processes) serve the API, an empty view of REST framework, and such a view
+threads) and uvicorn (one process) serve the API, an empty view of REST framework, and such a view
 with hand-written SQL. Clients keep their connections. ``DATABASE_URL`` chooses the server of the
 runs.
 """
@@ -22,12 +22,17 @@ ROWS = 20_000
 REQUESTS = {1: 160, 100: 48}
 """Requests in a round, by the number of ids in each."""
 
+PROCESSES = {"gunicorn": "2", "uvicorn": "1"}
+"""Processes of each server.
+
+With several, uvicorn leaves Nagle's algorithm on: each answer then waits 40 ms for the client.
+"""
+
 PATHS = {"endpoint": "/v1/runs/cancel", "by hand": "/floor", "empty": "/empty"}
 
 
 def main() -> None:
     given = arguments(__doc__, rounds=5)
-    os.environ["WEB_CONCURRENCY"] = "2"  # gunicorn and uvicorn read it
     figures = Figures(
         "endpoint",
         *("server", "ids", "clients", "requests a second", "by hand", "empty view"),
@@ -35,10 +40,11 @@ def main() -> None:
     )
     with own_database():
         from benchmarks.cancelling import fill
-        from tests.api.servers import SERVERS, running
+        from tests.api.servers import running
 
         fill(ROWS)
-        for server in SERVERS:
+        for server, processes in PROCESSES.items():
+            os.environ["WEB_CONCURRENCY"] = processes  # both read it
             with running(server) as port:
                 for count in REQUESTS:
                     for clients in (1, 8):
