@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -96,6 +97,24 @@ if not IS_SQLITE:
         result = cancellation.result()
         (child,) = get_run_model()._default_manager.filter(parent=parent)
         assert statuses(parent, other, child) == [RunStatus.CANCELLED] * 3
+        check_decided_once([result], announced)
+
+    def test_requested_run_that_gets_a_parent_while_it_waits(
+        workers: Workers, announced: list[str]
+    ) -> None:
+        """As the integrations have it. It must not hide another new child of that parent."""
+        first, parent, adopted = in_key_order(3)
+        rows = get_run_model()._default_manager
+        # Of the children of a run, PostgreSQL finds the oldest first.
+        rows.filter(pk=adopted.pk).update(created_at=parent.created_at - timedelta(days=1))
+        first_held = Held(workers, lambda: lock(first))
+        cancellation = workers.start(lambda: cancel(ids([first, parent, adopted])))
+        cancellation.until_blocked()
+        rows.filter(pk=adopted.pk).update(parent=parent)
+        child = parent.create_child()
+        first_held.end("commit")
+        result = cancellation.result()
+        assert statuses(first, parent, adopted, child) == [RunStatus.CANCELLED] * 4
         check_decided_once([result], announced)
 
     def in_key_order(count: int) -> list[Any]:
