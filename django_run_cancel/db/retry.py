@@ -158,7 +158,8 @@ def retry_transaction(transact: Callable[[bool], Result], using: str) -> Result:
     """Run a transaction; repeat it after ``StartOver`` or a deadlock.
 
     This package locks rows in one order, but the code of a host may not, and so cause deadlocks.
-    Inside a transaction of the caller nothing is repeated, as a deadlock rolls back all of it.
+    Inside a transaction of the caller, or without autocommit, nothing is repeated: a deadlock rolls
+    back all of it, and ``StartOver`` could leave the writes of a try in it.
 
     Args:
         transact: Function that runs the transaction. Its argument ``restartable`` tells whether it
@@ -168,7 +169,7 @@ def retry_transaction(transact: Callable[[bool], Result], using: str) -> Result:
     Returns:
         The result of ``transact``.
     """
-    is_outermost = not connections[using].in_atomic_block
+    is_outermost = not in_transaction(using)
     for attempt in range(1, MAX_TRIES):
         try:
             return transact(is_outermost)

@@ -19,6 +19,7 @@ from django_run_cancel.db.clock import DatabaseNow
 from django_run_cancel.db.conditions import is_one_of
 from django_run_cancel.db.locks import is_refusal
 from django_run_cancel.db.retry import retry_transaction
+from django_run_cancel.db.sessions import in_transaction
 from django_run_cancel.db.trees import lock_ancestors
 from django_run_cancel.exceptions import RunCancelled
 from django_run_cancel.execution.context import current_run
@@ -76,7 +77,7 @@ def create_runs(tasks: Sequence[TaskMessage]) -> None:
         recent_runs.clear()
         created = _create(tasks, using)
     for new in created:
-        if not connections[using].in_atomic_block:
+        if not in_transaction(using):
             _cache(new, using)
         if new.parent is not None and _is_known_to_be_cancelled(new.parent):
             with suppress(RunCancelled):

@@ -159,6 +159,23 @@ class TestTransaction:
         assert statuses(run) == [RunStatus.QUEUED]
 
 
+@pytest.mark.django_db(transaction=True)
+def test_without_autocommit__leaves_nothing_of_another_try(stale_closure: list[int]) -> None:
+    top = make_run()
+    child = top.create_child()
+    transaction.set_autocommit(False)
+    try:
+        result = cancel(top.run_id)
+        transaction.commit()
+    finally:
+        transaction.rollback()
+        transaction.set_autocommit(True)
+    assert {item.outcome for item in result.items} == {"cancelled"}
+    assert statuses(top, child) == [RunStatus.CANCELLED] * 2
+    assert Cancellation.objects.get() == result.cancellation
+    assert len(stale_closure) == 1
+
+
 class TestAutocommit:
     def test_refused_where_nobody_commits(self, monkeypatch: pytest.MonkeyPatch) -> None:
         run = make_run()
