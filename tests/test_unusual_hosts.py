@@ -139,6 +139,14 @@ class TestSubclassWithAKeyOfItsOwn:
             run.create_child()
         assert statuses(other) == ["queued"]
 
+    def test_scope(self, crawl: type[Any]) -> None:
+        """The key of its own may be that of another run."""
+        other = make_run()
+        run = crawl.objects.create(number=other.pk, status="queued")
+        result = cancel_runs(ids([run, other]), runs=crawl.objects.all(), requested_by="x")
+        assert (result.cancelled, result.failed) == (ids([run]), ids([other]))
+        assert statuses(run, other) == ["cancelled", "queued"]
+
     def test_copy_does_not_overwrite(self, crawl: type[Any]) -> None:
         other = make_run()
         copy = crawl(run_id=other.run_id)

@@ -32,9 +32,14 @@ COLUMNS = (
 def names_of(model: type[Model], using: str) -> Mapping[str, str]:
     """Return the quoted names of the table of runs, its key and its columns."""
     quote = connections[using].ops.quote_name
-    meta = model._meta
+    meta = table_model(model)._meta
     columns = {name: quote(column_of(meta.get_field(name))) for name in COLUMNS}
     return {"table": quote(meta.db_table), "pk": quote(column_of(meta.pk)), **columns}
+
+
+def table_model(model: type[Model]) -> Any:
+    """Return the model of the table of runs; with multi-table inheritance, that of the base."""
+    return model._meta.get_field("status").model
 
 
 def column_of(field: Any) -> str:
@@ -94,7 +99,7 @@ def array_parameter(values: Sequence[Any]) -> str | list[Any]:
 
 @lru_cache(100)
 def key_type(model: type[Model], using: str) -> Any:
-    return model._meta.pk.rel_db_type(connections[using])
+    return table_model(model)._meta.pk.rel_db_type(connections[using])
 
 
 def chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:

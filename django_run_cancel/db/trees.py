@@ -28,6 +28,7 @@ from django_run_cancel.db.statements import (
     key_conditions,
     lock_clause,
     names_of,
+    table_model,
     text_condition,
 )
 
@@ -41,7 +42,8 @@ MAX_DEPTH = 1_000_000
 def keys_of(scope: QuerySet[Any]) -> Statement:
     """Return the query of the primary keys of runs, which locks nothing."""
     model: type[Model] = scope.model
-    query = scope.order_by().values("pk").query
+    # Not "pk": a subclass with multi-table inheritance may have a primary key of its own.
+    query = scope.order_by().values(table_model(model)._meta.pk.name).query
     query.select_for_update = False
     try:
         sql, params = query.get_compiler(scope.db).as_sql()
