@@ -217,8 +217,11 @@ def lock_ancestors(model: type[Model], pk: Any, using: str) -> list[LockedRun]:
         ") SELECT pk FROM line",
         using,
     ).format(**names_of(model, using))
-    params = [model._meta.pk.get_db_prep_value(pk, connections[using])]
-    return lock_selected_runs(model, keys, params, using)
+    key: Any = model._meta.pk
+    rows = lock_selected_runs(model, keys, [key.get_db_prep_value(pk, connections[using])], using)
+    # It may have been deleted while its ancestors were being locked.
+    exists = any(key.to_python(row.pk) == key.to_python(pk) for row in rows)
+    return rows if exists else []
 
 
 def read_distinct(rows: QuerySet[Any], name: str, limit: int) -> list[Any]:

@@ -103,6 +103,17 @@ def test_cancellation_waits_for_a_new_child_and_takes_it_along(
     check_decided_once([result], announced)
 
 
+@pytest.mark.skipif(IS_SQLITE, reason="SQLite locks no rows")
+def test_new_child_waits_for_the_deletion_of_its_parent(workers: Workers) -> None:
+    model = get_run_model()
+    parent = make_run(parent=make_run())
+    deletion = Held(workers, model._default_manager.filter(pk=parent.pk).delete)
+    creation = workers.start(parent.create_child)
+    creation.until_blocked()
+    deletion.end("commit")
+    assert isinstance(creation.error(), model.DoesNotExist)
+
+
 # What the endpoints answer when they cannot have the lock
 
 # MariaDB counts in whole seconds, with 0 for not at all.
