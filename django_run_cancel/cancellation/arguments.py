@@ -22,6 +22,7 @@ MAX_RUN_IDS = 1_000
 MAX_REASON_LENGTH = 2_000
 MAX_LABEL_LENGTH = 255
 MAX_RUN_ID_LENGTH = 64
+MAX_TENANT_LENGTH = 64
 MAX_KEY_LENGTH = 255
 
 
@@ -84,6 +85,10 @@ def record_fields(
         fields["user_id"] = str(requested_by.pk)
     fields["requested_by"] = _checked_text("requested_by", label, MAX_LABEL_LENGTH)
     if tenant is not None:
+        if not is_storable(tenant, MAX_TENANT_LENGTH):
+            raise ValueError(
+                f"tenant must be text of at most {MAX_TENANT_LENGTH} characters, without NUL."
+            )
         fields["tenant"] = tenant
     if idempotency_key is not None:
         key = _checked_text("idempotency_key", idempotency_key, MAX_KEY_LENGTH)
