@@ -183,7 +183,7 @@ def preview_bulk_cancellation(
     """
     if run_ids is None:
         active = runs.filter(status__in=ACTIVE)
-        count = active.order_by()[: PREVIEW_LIMIT + 1].count()
+        count = _rows_once(active)[: PREVIEW_LIMIT + 1].count()
         first = list(islice(selected_ids(active, SAMPLE_SIZE), SAMPLE_SIZE)) if count else []
     else:
         ids = unique_ids(run_ids)
@@ -262,7 +262,17 @@ def selected_ids(runs: QuerySet[Any], size: int = 10_000) -> Iterator[str]:
     if newest is None:  # there are no runs at all
         return
     rest = runs.filter(status__in=ACTIVE, created_at__lte=newest).order_by("pk")
+    rest.query.select_for_update = False
     rows = list(rest.values_list("pk", "run_id")[:size])
     while rows:
-        yield from (run_id for _, run_id in rows)
+        yield from dict(rows).values()  # each once, even if a join repeats it
         rows = list(rest.filter(pk__gt=rows[-1][0]).values_list("pk", "run_id")[:size])
+
+
+def _rows_once(runs: QuerySet[Any]) -> QuerySet[Any]:
+    """Return unordered rows, each once, even if a join repeats it.
+
+    Without joins there is no DISTINCT, for which the database could read all rows.
+    """
+    rows = runs.order_by()
+    return rows.values("pk").distinct() if len(rows.query.alias_map) > 1 else rows

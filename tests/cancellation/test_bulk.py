@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_run_cancel.cancellation import bulk, preview_bulk_cancellation, start_bulk_cancellation
@@ -50,6 +52,29 @@ class TestSelection:
         ]
         assert statuses(foreign) == ["queued"]
         assert record.selection == {"run_ids": 6}
+
+
+@pytest.mark.django_db(transaction=True)
+class TestUnusualQuerysets:
+    def test_join_that_repeats_runs(self) -> None:
+        parent = make_run("running")
+        make_runs(3, parent=parent)
+        runs = RUN._base_manager.filter(children__status="queued")
+        assert preview_bulk_cancellation(runs, requested_by="tests").count == 1
+        record = finish(start(runs=runs))
+        assert counts(record) == (1, 1, 0, 0, 3)
+        assert record.items.filter(via="requested").count() == 1
+
+    def test_that_would_lock(self) -> None:
+        """Its locks would need a transaction, and last until all ids are stored."""
+        runs = RUN._base_manager.select_for_update()
+        run = make_run()
+        assert preview_bulk_cancellation(runs, requested_by="tests").count == 1
+        with CaptureQueriesContext(connection) as queries:
+            record = start(runs=runs)
+        assert not any("FOR UPDATE" in query["sql"] for query in queries)
+        finish(record)
+        assert statuses(run) == ["cancelled"]
 
 
 @pytest.mark.django_db
