@@ -272,7 +272,9 @@ def _settle(cancellation_pk: int, using: str) -> None:
     record = Cancellation.objects.using(using).filter(pk=cancellation_pk)
     with transaction.atomic(using=using):
         unsettled = record.select_for_update().filter(state__in=UNSETTLED)
-        if chunks.filter(state=ChunkState.PENDING).exists() or not unsettled.exists():
+        pending = chunks.filter(state=ChunkState.PENDING)
+        # Twice: until the record is locked, a failed chunk may become pending.
+        if pending.exists() or not unsettled.exists() or pending.exists():
             return
         # Failed chunks keep their counts, as they can be retried.
         done = chunks.exclude(state=ChunkState.FAILED)

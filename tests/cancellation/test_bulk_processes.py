@@ -13,13 +13,20 @@ from django.db import connection, connections
 
 from django_run_cancel.cancellation import (
     advance_bulk_cancellations,
+    chunks,
     progress_of,
+    retry_bulk_cancellation,
     start_bulk_cancellation,
 )
-from django_run_cancel.models import CancellationChunk, CancellationItem, get_run_model
+from django_run_cancel.models import (
+    Cancellation,
+    CancellationChunk,
+    CancellationItem,
+    get_run_model,
+)
 from django_run_cancel.signals import runs_cancelled
 from django_run_cancel.testing import wait_until
-from tests.helpers import IS_SQLITE, make_runs
+from tests.helpers import IS_SQLITE, make_run, make_runs
 
 RUN = get_run_model()
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +41,34 @@ def assert_done_once(record: Any, count: int) -> None:
     items = CancellationItem.objects.filter(cancellation=record, outcome="cancelled")
     assert items.count() == items.values("run_id").distinct().count() == count
     assert RUN._base_manager.filter(status="cancelled", cancellation=record).count() == count
+
+
+@pytest.mark.skipif(IS_SQLITE, reason="In SQLite, nobody else writes meanwhile.")
+def test_retried_while_its_end_is_being_written() -> None:
+    make_run()
+    record = start_bulk_cancellation(RUN._base_manager.all(), requested_by="tests").cancellation
+    CancellationChunk.objects.update(state="failed", failed_count=1)
+    retried: list[int] = []
+
+    def retry() -> None:
+        retried.append(retry_bulk_cancellation(record))
+        connection.close()
+
+    def execute(execute: Any, sql: str, *args: Any) -> Any:
+        if "FOR UPDATE" in sql and Cancellation._meta.db_table in sql and not retried:
+            thread = threading.Thread(target=retry)
+            thread.start()
+            thread.join(60)
+        return execute(sql, *args)
+
+    with connection.execute_wrapper(execute):
+        chunks._settle(record.pk, "default")
+    assert retried == [1]
+    record.refresh_from_db()
+    assert record.state == "pending"
+    while advance_bulk_cancellations(60):
+        pass
+    assert_done_once(record, 1)
 
 
 def test_workers_share_the_load() -> None:
