@@ -19,6 +19,7 @@ from django_run_cancel.conf import settings
 from django_run_cancel.db.clock import DatabaseNow
 from django_run_cancel.db.locks import is_refusal
 from django_run_cancel.db.retry import retry_transaction
+from django_run_cancel.db.sessions import in_transaction
 from django_run_cancel.db.trees import keys_of_ids, read_distinct
 from django_run_cancel.models import Cancellation, CancellationChunk, get_run_model
 from django_run_cancel.safe_text import describe_error, printable_lines
@@ -59,6 +60,10 @@ class Pace:
 
     def __init__(self) -> None:
         self.size = 100
+
+    def halve(self) -> None:
+        """Halve the size, after an error: a timeout may be shorter than the transaction."""
+        self.size = max(1, self.size // 2)
 
     def adapt(self, count: int, seconds: float) -> None:
         """Adapt the size to the duration of a transaction.
@@ -145,11 +150,13 @@ def advance_chunk(cancellation_pk: int) -> int:
         try:
             done = retry_transaction(partial(_advance, chunks, count), using)
         except DatabaseError as error:
-            if connections[using].in_atomic_block:
+            if in_transaction(using):
                 raise
             if is_refusal(error) and count > 1:
                 count //= 2  # until the transaction has only the refused row
                 continue
+            if not is_refusal(error):
+                _pace.halve()
             return _put_off(chunks, error)
         if not done:
             _settle(cancellation_pk, using)

@@ -8,18 +8,43 @@ from typing import Any
 import pytest
 from django.db import OperationalError
 
-from django_run_cancel.cancellation import chunks, progress_of, start_bulk_cancellation
+from django_run_cancel.cancellation import (
+    chunks,
+    progress_of,
+    start_bulk_cancellation,
+    transaction,
+)
 from django_run_cancel.cancellation.chunks import advance_chunk
+from django_run_cancel.cancellation.transaction import Trees
 from django_run_cancel.db.clock import database_now
+from django_run_cancel.db.statements import Statement
 from django_run_cancel.models import CancellationChunk, get_run_model
 from tests.helpers import make_runs
 
-pytestmark = [
-    pytest.mark.django_db(transaction=True),
-    pytest.mark.usefixtures("fixed_pace"),
-]
+pytestmark = pytest.mark.django_db(transaction=True)
 
 
+def test_fewer_runs_after_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a transaction that takes longer than the server allows would be tried for ever."""
+    make_runs(100)
+    record = start_bulk_cancellation(
+        get_run_model()._base_manager.all(), requested_by="tests"
+    ).cancellation
+
+    def lock_trees(asked: Statement, *args: Any) -> Trees:
+        tree = transaction.lock_trees(asked, *args)
+        if len(tree.rows) > 20:
+            raise OperationalError("canceling statement due to statement timeout")
+        return tree
+
+    monkeypatch.setattr(chunks, "lock_trees", lock_trees)
+    for _ in range(3):
+        assert advance_chunk(record.pk) == 0
+        CancellationChunk.objects.update(next_attempt_at=None)
+    assert advance_chunk(record.pk) == 12
+
+
+@pytest.mark.usefixtures("fixed_pace")
 @pytest.mark.parametrize(("attempts", "seconds"), [(0, 1), (3, 8), (6, 60), (500, 60)])
 def test_waits_longer_each_time_within_a_bound(
     attempts: int, seconds: int, monkeypatch: pytest.MonkeyPatch
