@@ -17,17 +17,24 @@ from django_run_cancel.cancellation.records import counts_of
 from django_run_cancel.cancellation.transaction import lock_trees, write_chunks, write_decision
 from django_run_cancel.conf import settings
 from django_run_cancel.db.clock import DatabaseNow
-from django_run_cancel.db.locks import is_refusal
+from django_run_cancel.db.locks import LockedRun, is_refusal
 from django_run_cancel.db.retry import retry_transaction
 from django_run_cancel.db.sessions import in_transaction
 from django_run_cancel.db.trees import keys_of_ids, read_distinct
-from django_run_cancel.models import Cancellation, CancellationChunk, get_run_model
+from django_run_cancel.models import (
+    Cancellation,
+    CancellationChunk,
+    CancellationItem,
+    get_run_model,
+)
 from django_run_cancel.safe_text import describe_error, printable_lines
 from django_run_cancel.states import (
+    SUCCESSFUL,
     UNSETTLED,
     CancellationState,
     ChunkKind,
     ChunkState,
+    Via,
 )
 
 logger = logging.getLogger("django_run_cancel")
@@ -196,12 +203,30 @@ def _cancel_next(chunk: CancellationChunk, count: int, using: str, restartable: 
     tree = lock_trees(keys_of_ids(model, reachable, using), model, using, restartable)
     if chunk.kind == ChunkKind.CASCADE:
         roots = [row for row in tree.rows if row.pk in tree.reached]
+        if not tree.is_complete:
+            roots = _not_requested(roots, record, using)
         decision = decide_cascade(tree.rows, roots, force=record.force)
     else:
         decision = decide(run_ids, tree.reached, tree.rows, force=record.force)
     write_decision(decision, tree, record, model, using)
     _record_step(chunk, len(run_ids), using, **counts_of(decision.items))
     return len(run_ids)
+
+
+def _not_requested(rows: list[LockedRun], record: Cancellation, using: str) -> list[LockedRun]:
+    """Return the rows without those of requested runs, which have been cancelled on their own.
+
+    The search for their descendants has begun then. If parents form a cycle, it comes to them again
+    and would not end.
+    """
+    requested = CancellationItem.objects.using(using).filter(
+        cancellation=record,
+        via=Via.REQUESTED,
+        outcome__in=SUCCESSFUL,
+        run_id__in=[row.run_id for row in rows],
+    )
+    found = set(requested.values_list("run_id", flat=True))
+    return [row for row in rows if row.run_id not in found]
 
 
 def _find_children(chunk: CancellationChunk, using: str) -> int:

@@ -129,6 +129,32 @@ def test_more_rows_than_mariadb_looks_up__wait_for_no_other(
     assert set(statuses(*others)) == {"queued"}
 
 
+def test_cycle() -> None:
+    """The search below the top ends when it comes to the top again."""
+    runs = [make_run("running")]
+    for number in range(14):
+        runs.append(make_run("completed" if number == 3 else "queued", parent=runs[-1]))
+    RUN._base_manager.filter(pk=runs[0].pk).update(parent=runs[-1])
+    record = cancel_runs([runs[0].run_id], requested_by="tests").cancellation
+    assert record is not None
+    for _ in range(50):
+        if not advance_bulk_cancellations(0):
+            break
+    record.refresh_from_db()
+    assert (record.state, record.cascaded_count) == ("completed", 13)
+    assert sorted(statuses(*runs)) == ["cancelled"] * 14 + ["completed"]
+
+
+def test_finished_run_that_is_asked_for_too() -> None:
+    """What is below it goes with the run above it."""
+    top = make_run("running")
+    between = make_run("completed", parent=top)
+    below = make_runs(35, parent=between)
+    record = cancel_runs([between.run_id, top.run_id], requested_by="tests").cancellation
+    finish(record)
+    assert set(statuses(*below)) == {"cancelled"}
+
+
 def test_force_reaches_what_stops_below() -> None:
     top = make_run("running")
     below = make_runs(11, "running", parent=top)
