@@ -10,6 +10,8 @@ from django.db import IntegrityError, connection, models, transaction
 from django.test.utils import CaptureQueriesContext, isolate_apps
 
 from django_run_cancel.cancellation import cancel_runs
+from django_run_cancel.cancellation.filters import filter_runs
+from django_run_cancel.db.statements import names_of
 from django_run_cancel.exceptions import RunCancelled, TransitionNotAllowed
 from django_run_cancel.models import AbstractRun, ApiKey, Run, get_run_model
 from django_run_cancel.states import RunStatus
@@ -154,6 +156,34 @@ class TestSubclassWithAKeyOfItsOwn:
         with pytest.raises(IntegrityError), transaction.atomic():
             copy.save()
         assert statuses(other) == ["queued"]
+
+
+def rename_table(model: type[models.Model], name: str) -> None:
+    with connection.schema_editor() as editor:
+        editor.alter_db_table(model, model._meta.db_table, name)
+    model._meta.db_table = name
+    names_of.cache_clear()
+    for field in model._meta.concrete_fields:
+        vars(field).pop("cached_col", None)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("name", ["asked", "below", "closure", "line", "record"])
+def test_table_with_a_short_name(name: str) -> None:
+    """Parts of our own statements must not hide it."""
+    before = get_run_model()._meta.db_table
+    rename_table(get_run_model(), name)
+    try:
+        runs = [make_run()]
+        for _ in range(5):
+            runs.append(runs[-1].create_child())
+        below = filter_runs(type(runs[0])._base_manager.all(), {"ancestor": runs[0].run_id})
+        assert below.count() == 5
+        assert cancel_runs([runs[-1].run_id], requested_by="x").cancelled == ids(runs[-1:])
+        assert cancel_runs([runs[0].run_id], requested_by="x").cancelled == ids(runs[:1])
+        assert set(statuses(*runs)) == {"cancelled"}
+    finally:
+        rename_table(get_run_model(), before)
 
 
 @pytest.mark.django_db

@@ -84,15 +84,17 @@ def lock_childless(asked: Statement, model: type[Model], using: str) -> list[Loc
         return []
     keys, params = asked
     sql = (
-        "WITH asked (pk) AS ({keys}) SELECT {columns} FROM {table} WHERE {pk} {condition}"
+        "WITH run_cancel_asked (pk) AS ({keys})"
+        " SELECT {columns} FROM {table} WHERE {pk} {condition}"
         # This reads one index entry for each run, whatever the planner expects of the others.
-        " AND NOT EXISTS (SELECT 1 FROM asked WHERE asked.pk = (SELECT child.{parent}"
-        " FROM {table} child WHERE child.{parent} >= asked.pk ORDER BY child.{parent} LIMIT 1))"
+        " AND NOT EXISTS (SELECT 1 FROM run_cancel_asked asked WHERE asked.pk ="
+        " (SELECT child.{parent} FROM {table} child WHERE child.{parent} >= asked.pk"
+        " ORDER BY child.{parent} LIMIT 1))"
         " ORDER BY {pk}"
     ).format(
         keys=keys,
         columns=_columns(model, using),
-        condition=_is_selected("SELECT asked.pk FROM asked", using),
+        condition=_is_selected("SELECT asked.pk FROM run_cancel_asked asked", using),
         **names_of(model, using),
     )
     return list(_as_locked_runs(fetch(using, sql + lock_clause(using), params)))

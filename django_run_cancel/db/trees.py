@@ -32,6 +32,8 @@ from django_run_cancel.db.statements import (
     text_condition,
 )
 
+# The names of common table expressions have a prefix, as they hide tables of the same name.
+
 LEVELS = 3
 """Levels of children that PostgreSQL reads by one query each; one more reads the deeper ones."""
 
@@ -79,10 +81,11 @@ def read_closure(
         using,
         # UNION, unlike UNION ALL, terminates if parents form a cycle.
         _recursive(
-            "WITH RECURSIVE closure (pk, asked) AS ("
+            "WITH RECURSIVE run_cancel_closure (pk, asked) AS ("
             "SELECT asked.*, 1 FROM ({scope}) asked UNION"
-            " SELECT run.{pk}, 0 FROM closure {join} {table} run ON run.{parent} = closure.pk"
-            ") SELECT pk, asked FROM closure LIMIT {limit}",
+            " SELECT run.{pk}, 0 FROM run_cancel_closure closure"
+            " {join} {table} run ON run.{parent} = closure.pk"
+            ") SELECT pk, asked FROM run_cancel_closure LIMIT {limit}",
             using,
         ).format(
             scope=query,
@@ -137,10 +140,11 @@ def _read_all_below(pks: Iterable[Any], model: type[Model], using: str, limit: i
     """
     ((condition, params),) = key_conditions(pks, model, using)
     sql = (
-        "WITH RECURSIVE below (pk) AS (SELECT {pk} FROM {table} WHERE {parent} {condition} UNION"
-        " SELECT child.pk FROM below, LATERAL"
-        " (SELECT {pk} AS pk FROM {table} WHERE {parent} = below.pk OFFSET 0) child"
-        ") SELECT pk FROM below LIMIT {limit}"
+        "WITH RECURSIVE run_cancel_below (pk) AS ("
+        "SELECT {pk} FROM {table} WHERE {parent} {condition} UNION"
+        " SELECT child.pk FROM run_cancel_below below, LATERAL"
+        " (SELECT {pk} AS pk FROM {table} run WHERE {parent} = below.pk OFFSET 0) child"
+        ") SELECT pk FROM run_cancel_below LIMIT {limit}"
     ).format(condition=condition, limit=limit, **names_of(model, using))
     with transaction.atomic(using=using), connections[using].cursor() as cursor:
         cursor.execute("SELECT current_setting('enable_seqscan')")
@@ -161,10 +165,12 @@ def keys_below(scope: QuerySet[Any], using: str) -> RawSQL:
     query, params = keys_of(scope.using(using))
     model: type[Model] = scope.model
     sql = (
-        "WITH RECURSIVE asked (pk) AS ({scope}), below (pk) AS ("
-        "SELECT child.{pk} FROM asked {join} {table} child ON child.{parent} = asked.pk UNION"
-        " SELECT child.{pk} FROM below {join} {table} child ON child.{parent} = below.pk"
-        ") SELECT pk FROM below"
+        "WITH RECURSIVE run_cancel_asked (pk) AS ({scope}), run_cancel_below (pk) AS ("
+        "SELECT child.{pk} FROM run_cancel_asked asked"
+        " {join} {table} child ON child.{parent} = asked.pk UNION"
+        " SELECT child.{pk} FROM run_cancel_below below"
+        " {join} {table} child ON child.{parent} = below.pk"
+        ") SELECT pk FROM run_cancel_below"
     ).format(scope=query, join=_join_children(using), **names_of(model, using))
     # The names are those of the model.
     return RawSQL(sql, params)  # noqa: S611  # nosec B611
@@ -211,10 +217,11 @@ def lock_ancestors(model: type[Model], pk: Any, using: str) -> list[LockedRun]:
         The locked rows; empty if the run does not exist.
     """
     keys = _recursive(
-        "WITH RECURSIVE line (pk, parent) AS ("
+        "WITH RECURSIVE run_cancel_line (pk, parent) AS ("
         "SELECT {pk}, {parent} FROM {table} WHERE {pk} = %s UNION"
-        " SELECT run.{pk}, run.{parent} FROM {table} run JOIN line ON run.{pk} = line.parent"
-        ") SELECT pk FROM line",
+        " SELECT run.{pk}, run.{parent} FROM {table} run"
+        " JOIN run_cancel_line line ON run.{pk} = line.parent"
+        ") SELECT pk FROM run_cancel_line",
         using,
     ).format(**names_of(model, using))
     key: Any = model._meta.pk
@@ -241,10 +248,10 @@ def read_distinct(rows: QuerySet[Any], name: str, limit: int) -> list[Any]:
     least = f"SELECT MIN({field}) FROM ({query}) rows_of_scope"
     found = fetch(
         using,
-        f"WITH RECURSIVE found (value, number) AS (SELECT ({least}), 1 UNION ALL"
+        f"WITH RECURSIVE run_cancel_found (value, number) AS (SELECT ({least}), 1 UNION ALL"
         f" SELECT ({least} WHERE {field} > found.value), found.number + 1"
-        " FROM found WHERE found.value IS NOT NULL AND found.number < %s"
-        ") SELECT value FROM found WHERE value IS NOT NULL",
+        " FROM run_cancel_found found WHERE found.value IS NOT NULL AND found.number < %s"
+        ") SELECT value FROM run_cancel_found WHERE value IS NOT NULL",
         [*params, *params, limit],
     )
     return [value for (value,) in found]

@@ -33,15 +33,15 @@ NOW: Any = object()
 OF_RECORD: Any = object()
 """Placeholder for the primary key of a cancellation that the same statement inserts."""
 
-KEY_OF_RECORD = "(SELECT pk FROM record)"
-"""SQL of ``OF_RECORD``, in a statement that inserts the cancellation as ``record (pk)``."""
+KEY_OF_RECORD = "(SELECT pk FROM run_cancel_record)"
+"""SQL of ``OF_RECORD``, in a statement that inserts the cancellation in a CTE of this name."""
 
 ALL_CHILDREN = "SELECT NULL, {pk} FROM {table} WHERE {parent} = ANY (%s::{key}[])"
 
 # Reads one index entry for each parent. If other runs have many children, PostgreSQL would expect
 # the same of these, and scan the table.
 ONE_CHILD_EACH = """SELECT NULL, child.pk FROM unnest(%s::{key}[]) AS asked (pk), LATERAL (
-SELECT {pk} AS pk, {parent} AS parent FROM {table} WHERE {parent} >= asked.pk
+SELECT {pk} AS pk, {parent} AS parent FROM {table} run WHERE {parent} >= asked.pk
 ORDER BY {parent} LIMIT 1) child WHERE child.parent = asked.pk"""
 
 CHANNEL = "run_cancel"
@@ -102,10 +102,10 @@ def _write_at_once(
     ctes, selects, listed = [], [], []
     if key is None:
         key = OF_RECORD
-        ctes.append(("record (pk)", _insertion_of(record, using)))
-        selects.append("SELECT pk, NULL FROM record")
+        ctes.append(("run_cancel_record (pk)", _insertion_of(record, using)))
+        selects.append("SELECT pk, NULL FROM run_cancel_record")
     for number, statement in enumerate(_updates_and_inserts(key, cancelled, items, using)):
-        ctes.append((f"write{number}", statement))
+        ctes.append((f"run_cancel_write{number}", statement))
     if parents.pks or not selects:
         model = cancelled[0]
         select = ONE_CHILD_EACH if parents.are_childless else ALL_CHILDREN
