@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from django.db.models import Model, QuerySet
+
 from django_run_cancel.cancellation.origin import Origin
 from django_run_cancel.models.ids import is_storable
 from django_run_cancel.states import Source
@@ -52,6 +54,17 @@ def unique_ids(run_ids: Iterable[str]) -> list[str]:
         if not isinstance(run_id, str):
             raise TypeError(f"run_ids must hold strings, not {type(run_id).__name__}.")
     return asked
+
+
+def check_scope(runs: QuerySet[Any], model: type[Model]) -> None:
+    """Refuse a queryset of another model, whose keys would be taken for those of runs.
+
+    Raises:
+        TypeError: It is not of the run model, nor of a subclass.
+    """
+    if not issubclass(runs.model, model):
+        label = runs.model._meta.label
+        raise TypeError(f"runs must be a queryset of {model._meta.label}, not of {label}.")
 
 
 def record_fields(

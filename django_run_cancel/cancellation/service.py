@@ -10,7 +10,12 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, router, transaction
 from django.db.models import QuerySet
 
-from django_run_cancel.cancellation.arguments import MAX_RUN_ID_LENGTH, checked_ids, record_fields
+from django_run_cancel.cancellation.arguments import (
+    MAX_RUN_ID_LENGTH,
+    check_scope,
+    checked_ids,
+    record_fields,
+)
 from django_run_cancel.cancellation.decision import decide
 from django_run_cancel.cancellation.origin import Origin
 from django_run_cancel.cancellation.records import insert_record, new_record
@@ -65,7 +70,8 @@ def cancel_runs(
         they are in ``failed``.
 
     Raises:
-        TypeError: ``run_ids`` is a single string, or an element is not a string.
+        TypeError: ``run_ids`` is a single string, or an element is not a string; or ``runs`` is
+            of a model that is not the run model.
         ValueError: An argument is too long, blank or cannot be stored.
         ImproperlyConfigured: The database has ``AUTOCOMMIT = False``.
         IdempotencyKeyReused: The key was used before with a different request.
@@ -93,6 +99,7 @@ def cancel_runs(
     if runs is None:
         keys = keys_of_ids(model, possible, using)
     else:
+        check_scope(runs, model)
         keys = keys_of(runs.using(using).filter(run_id__in=possible))
     if dry_run:
         tree = read_trees(keys, model, using)

@@ -211,6 +211,12 @@ class TestArguments:
             cancel_runs(wrong, requested_by="operator")
         assert not Cancellation.objects.exists()
 
+    def test_scope_of_another_model(self) -> None:
+        run = make_run()
+        with pytest.raises(TypeError, match=r"runs must be a queryset of .*, not of .*Item\."):
+            cancel(run.run_id, runs=CancellationItem.objects.all())
+        assert statuses(run) == [RunStatus.QUEUED]
+
     def test_too_many_ids(self) -> None:
         with pytest.raises(ValueError, match=f"at most {MAX_RUN_IDS} ids, not {MAX_RUN_IDS + 1}"):
             cancel_runs(map(str, range(MAX_RUN_IDS + 1)), requested_by="operator")
