@@ -14,6 +14,7 @@ from django.db.models import Max, QuerySet
 from django_run_cancel.cancellation.arguments import (
     MAX_RUN_ID_LENGTH,
     MAX_RUN_IDS,
+    check_scope,
     record_fields,
     unique_ids,
 )
@@ -109,11 +110,14 @@ def start_bulk_cancellation(
         The Cancellation with the state ``pending``, or ``completed`` if there are no runs.
 
     Raises:
-        TypeError: ``run_ids`` is a single string, or an element is not a string.
+        TypeError: ``run_ids`` is a single string, or an element is not a string; or ``runs`` is
+            of a model that is not the run model.
         ValueError: An argument is too long, blank or cannot be stored.
         IdempotencyKeyReused: The key was used before with a different request.
         ImproperlyConfigured: The database has ``AUTOCOMMIT = False``.
     """
+    model = get_run_model()
+    check_scope(runs, model)
     ids = None if run_ids is None else unique_ids(run_ids)
     about = dict(selection or {})
     fields = record_fields(
@@ -128,9 +132,9 @@ def start_bulk_cancellation(
     )
     if ids is not None:
         about["run_ids"] = len(ids)
-    using = router.db_for_write(get_run_model())
+    using = router.db_for_write(model)
     check_commits(using)
-    record = Cancellation(**fields, state=CancellationState.PENDING, selection=about)
+    record = Cancellation(**fields, selection=about)
     earlier = retry_transaction(partial(_start, runs.using(using), ids, record, using), using)
     if earlier is None:
         return BulkCancellation(record, is_replay=False)
@@ -147,6 +151,7 @@ def _start(
     restartable: bool,
 ) -> Cancellation | None:
     with transaction.atomic(using=using, savepoint=False):
+        record.state = CancellationState.PENDING  # an earlier try may have changed it
         earlier = insert_record(record, using, restartable)
         if earlier is not None:
             return earlier

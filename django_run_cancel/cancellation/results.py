@@ -26,8 +26,9 @@ class CancelResult:
         items: Outcome of each run, including descendants.
         forced: Ids of runs, including descendants, that were cancelled before and were still
             stopping; their executors get a stop request with force. Empty in a replay.
-        postponed: Ids of runs with more descendants than ``RUN_CANCEL_MAX_TREE``. The delivery
-            worker cancels these descendants, which are not in ``items``. Empty in a replay.
+        postponed: If all requested runs together have more descendants than
+            ``RUN_CANCEL_MAX_TREE``, the ids of those that are cancelled. The delivery worker
+            cancels these descendants, which are not in ``items``. Empty in a replay.
         is_replay: Whether this is the result of an earlier call with the same idempotency key.
     """
 

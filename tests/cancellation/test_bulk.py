@@ -12,7 +12,7 @@ from django.utils import timezone
 from django_run_cancel.cancellation import bulk, preview_bulk_cancellation, start_bulk_cancellation
 from django_run_cancel.cancellation.filters import filter_runs
 from django_run_cancel.exceptions import IdempotencyKeyReused
-from django_run_cancel.models import Cancellation, CancellationChunk
+from django_run_cancel.models import Cancellation, CancellationChunk, CancellationItem
 from tests.cancellation.helpers import RUN, counts, finish, start
 from tests.helpers import ids, make_run, make_runs, statuses
 
@@ -153,6 +153,11 @@ class TestStarting:
             start(run_ids="tsk_1")
         with pytest.raises(TypeError, match="not int"):
             start(run_ids=["tsk_1", 1])
+        assert not Cancellation.objects.exists()
+
+    def test_runs_of_another_model(self) -> None:
+        with pytest.raises(TypeError, match="runs must be a queryset of"):
+            start(runs=CancellationItem.objects.all(), run_ids=["tsk_1"])
         assert not Cancellation.objects.exists()
 
     def test_in_batches(self) -> None:
