@@ -92,6 +92,8 @@ OUTAGES = without(
 )
 # Backends know ids of runs, and no models.
 BACKENDS = without("backends")
+# What a command prints and asks on a terminal, and how it takes signals.
+TERMINALS = without("management/test_cancel_runs_process.py")
 # Processes of the package and of executors, which are killed, or wait for each other.
 PROCESSES = without(
     "cancellation/test_bulk_processes.py",
@@ -99,7 +101,6 @@ PROCESSES = without(
     "faults/test_kills.py",
     "integrations/test_*_worker.py",
     "integrations/test_huey_consumer.py",
-    "management/test_cancel_runs_process.py",
 )
 
 # Tests that reach what one database alone executes. Where coverage is measured, tests take more
@@ -177,7 +178,7 @@ def pytest_in_parts(
 def mariadb(session: nox.Session) -> None:
     """Test on MariaDB with Django 6.0: all whose result can depend on the database."""
     install(session, "test", django="6.0")
-    arguments = (*WITHOUT_SERVERS, *ONCE, *REQUESTS, *PAGES, *EXECUTORS, *PARALLEL)
+    arguments = (*WITHOUT_SERVERS, *ONCE, *REQUESTS, *PAGES, *EXECUTORS, *TERMINALS, *PARALLEL)
     pytest_in_parts(session, MEASURED, *arguments, database=MARIADB_URL)
 
 
@@ -188,7 +189,7 @@ def swapped(session: nox.Session) -> None:
     All is tested whose result can depend on the run model.
     """
     install(session, "test", django="6.1")
-    left_out = (*ONCE, *REQUESTS, *TEXTS, *OUTAGES, *BACKENDS, *PROCESSES)
+    left_out = (*ONCE, *REQUESTS, *TEXTS, *OUTAGES, *BACKENDS, *TERMINALS, *PROCESSES)
     arguments = (*WITHOUT_SERVERS, *left_out, *PARALLEL)
     pytest(session, *arguments, database=POSTGRESQL_URL, settings="tests.settings_swapped")
 
