@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from django.db import DatabaseError, OperationalError, connections, transaction
 from django.db.models import Model, QuerySet
 
+from django_run_cancel.db.retry import sqlstate_of
 from django_run_cancel.db.statements import (
     Statement,
     fetch,
@@ -20,6 +21,9 @@ from django_run_cancel.db.statements import (
 )
 from django_run_cancel.safe_text import describe_error, printable, printable_lines
 from django_run_cancel.states import WAITING
+
+MISSING = {"42P01", "42703"}
+"""SQLSTATE of PostgreSQL for a table or column that does not exist; MySQL has the number 1146."""
 
 _log_once = lru_cache(1_000)(logging.getLogger("django_run_cancel").error)
 
@@ -184,10 +188,13 @@ def _update_unlocked(rows: QuerySet[Any], values: dict[str, Any]) -> list[Any]:
 def is_refusal(error: DatabaseError) -> bool:
     """Tell whether the database refused to write a row, for example because of a trigger.
 
-    Other errors, such as a lost connection, have nothing to do with the row.
+    Other errors, such as a lost connection, or a column that the next migration adds, have nothing
+    to do with the row.
     """
     # A MySQL trigger that raises SIGNAL causes an OperationalError with this number.
-    return not isinstance(error, OperationalError) or error.args[:1] == (1644,)
+    is_operational = isinstance(error, OperationalError) and error.args[:1] != (1644,)
+    is_missing = sqlstate_of(error) in MISSING or error.args[:1] == (1146,)
+    return not (is_operational or is_missing)
 
 
 @contextmanager

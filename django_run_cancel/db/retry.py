@@ -185,7 +185,11 @@ def retry_transaction(transact: Callable[[bool], Result], using: str) -> Result:
 
 def _is_deadlock(error: OperationalError) -> bool:
     """Tell whether the database rolled back because of a deadlock or an outdated snapshot."""
-    driver_error = error.__cause__
-    sqlstate = getattr(driver_error, "sqlstate", None) or getattr(driver_error, "pgcode", None)
     # MySQL and MariaDB: ER_LOCK_DEADLOCK, and ER_CHECKREAD under innodb_snapshot_isolation.
-    return sqlstate in {"40P01", "40001"} or error.args[:1] in {(1213,), (1020,)}
+    return sqlstate_of(error) in {"40P01", "40001"} or error.args[:1] in {(1213,), (1020,)}
+
+
+def sqlstate_of(error: Error) -> str | None:
+    """Return the code of an error of PostgreSQL, from psycopg or psycopg2."""
+    driver_error = error.__cause__
+    return getattr(driver_error, "sqlstate", None) or getattr(driver_error, "pgcode", None)

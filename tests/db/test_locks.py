@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from django.db import OperationalError
+from django.db import DatabaseError, OperationalError, connection
 
 from django_run_cancel.db import locks
 from django_run_cancel.models import run_rows
@@ -35,3 +35,15 @@ def test_update_unlocked__while_the_database_is_away(monkeypatch: pytest.MonkeyP
 def test_skip_refused_rows__while_the_database_is_away() -> None:
     with pytest.raises(OperationalError, match="closed"), locks.skip_refused_rows("a row"):
         away()
+
+
+@pytest.mark.parametrize("missing", ["SELECT missing FROM {run}", "SELECT 1 FROM missing"])
+def test_skip_refused_rows__before_a_migration(missing: str) -> None:
+    """Code that is newer than the tables can write no row."""
+    sql = missing.format(run=run_rows().model._meta.db_table)
+    with (
+        pytest.raises(DatabaseError, match="missing"),
+        locks.skip_refused_rows("a row"),
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(sql)
