@@ -17,7 +17,7 @@ from django_run_cancel.cancellation.records import counts_of
 from django_run_cancel.cancellation.transaction import lock_trees, write_chunks, write_decision
 from django_run_cancel.conf import settings
 from django_run_cancel.db.clock import DatabaseNow
-from django_run_cancel.db.locks import LockedRun, is_refusal
+from django_run_cancel.db.locks import LockedRun, is_refusal, limit_lock_waits
 from django_run_cancel.db.retry import retry_transaction
 from django_run_cancel.db.sessions import in_transaction
 from django_run_cancel.db.trees import keys_of_ids, read_distinct
@@ -174,6 +174,8 @@ def advance_chunk(cancellation_pk: int) -> int:
 
 def _advance(chunks: QuerySet[CancellationChunk], count: int, restartable: bool) -> int:
     with transaction.atomic(using=chunks.db, savepoint=False):
+        if restartable:  # not in a transaction of the caller
+            limit_lock_waits(chunks.db)
         chunk = _claim(chunks)
         if chunk is None:
             return 0

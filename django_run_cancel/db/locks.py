@@ -14,6 +14,7 @@ from django.db.models import Model, QuerySet
 from django_run_cancel.db.retry import sqlstate_of
 from django_run_cancel.db.statements import (
     Statement,
+    execute,
     fetch,
     key_conditions,
     lock_clause,
@@ -21,6 +22,9 @@ from django_run_cancel.db.statements import (
 )
 from django_run_cancel.safe_text import describe_error, printable, printable_lines
 from django_run_cancel.states import WAITING
+
+LOCK_WAIT = "5s"
+"""How long statements wait for locks after ``limit_lock_waits``."""
 
 MISSING = {"42P01", "42703"}
 """SQLSTATE of PostgreSQL for a table or column that does not exist; MySQL has the number 1146."""
@@ -130,6 +134,16 @@ def _columns(model: type[Model], using: str) -> str:
 def _as_locked_runs(rows: list[tuple[Any, ...]]) -> Iterator[LockedRun]:
     # What LockedRun._make() does, without its call in Python for each row.
     return map(partial(tuple.__new__, LockedRun), rows)
+
+
+def limit_lock_waits(using: str) -> None:
+    """Let statements of this transaction fail if they wait longer than ``LOCK_WAIT`` for a lock.
+
+    PostgreSQL alone waits without a limit by default. A limit that the host has set stays.
+    """
+    if connections[using].vendor == "postgresql":
+        sql = "SELECT set_config('lock_timeout', %s, true)"
+        execute(using, sql + " WHERE current_setting('lock_timeout') = '0'", [LOCK_WAIT])
 
 
 def lock_rows(rows: QuerySet[Any]) -> list[Any]:

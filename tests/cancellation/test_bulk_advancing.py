@@ -18,11 +18,15 @@ from django_run_cancel.cancellation import (
     progress_of,
     retry_bulk_cancellation,
 )
+from django_run_cancel.cancellation import transaction as transaction_parts
 from django_run_cancel.cancellation.chunks import Pace, advance_chunk
+from django_run_cancel.db import locks
 from django_run_cancel.delivery import deliver_due, queue_size
 from django_run_cancel.models import Cancellation, CancellationChunk
 from tests.cancellation.helpers import RUN, counts, finish, start
 from tests.helpers import (
+    IS_MYSQL,
+    IS_POSTGRESQL,
     IS_SQLITE,
     ids,
     locked_elsewhere,
@@ -32,14 +36,12 @@ from tests.helpers import (
     unwritable,
 )
 
-LOCK_TIMEOUT = {
-    "postgresql": "SET lock_timeout = '200ms'",
-    "mysql": "SET innodb_lock_wait_timeout = 1",
-}
-NO_LOCK_TIMEOUT = {
-    "postgresql": "RESET lock_timeout",
-    "mysql": "SET innodb_lock_wait_timeout = DEFAULT",
-}
+
+def lock_timeout() -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW lock_timeout")
+        (shown,) = cursor.fetchone()
+    return str(shown)
 
 
 @pytest.fixture
@@ -201,15 +203,19 @@ class TestObstacles:
         assert retry_bulk_cancellation(record) == 0
 
     @pytest.mark.skipif(IS_SQLITE, reason="SQLite locks no rows")
-    def test_locked_row(self, pace: Pace) -> None:
+    def test_locked_row(self, pace: Pace, monkeypatch: pytest.MonkeyPatch) -> None:
+        """PostgreSQL itself would wait until the row is unlocked."""
+        monkeypatch.setattr(locks, "LOCK_WAIT", "200ms")
         runs = make_runs(5)
         record = start()
         with locked_elsewhere(runs[2]), connection.cursor() as cursor:
-            cursor.execute(LOCK_TIMEOUT[connection.vendor])
+            if IS_MYSQL:
+                cursor.execute("SET innodb_lock_wait_timeout = 1")
             try:
                 assert advance_bulk_cancellations(60) == 0
             finally:
-                cursor.execute(NO_LOCK_TIMEOUT[connection.vendor])
+                if IS_MYSQL:
+                    cursor.execute("SET innodb_lock_wait_timeout = DEFAULT")
             chunk = CancellationChunk.objects.get()
             assert (chunk.state, chunk.attempts, chunk.position) == ("pending", 1, 0)
             assert chunk.next_attempt_at is not None
@@ -218,6 +224,31 @@ class TestObstacles:
         CancellationChunk.objects.update(next_attempt_at=timezone.now() - timedelta(hours=1))
         finish(record)
         assert (record.state, record.cancelled_count) == ("completed", 5)
+
+    @pytest.mark.skipif(not IS_POSTGRESQL, reason="is for PostgreSQL alone")
+    @pytest.mark.parametrize(("of_host", "then"), [("0", "5s"), ("70s", "70s"), ("1s", "1s")])
+    def test_how_long_locks_are_waited_for(
+        self, of_host: str, then: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_run()
+        record = start()
+        seen = []
+
+        def note_limit(*args: Any) -> Any:
+            seen.append(lock_timeout())
+            return transaction_parts.lock_trees(*args)
+
+        monkeypatch.setattr(chunks, "lock_trees", note_limit)
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET lock_timeout = '{of_host}'")
+            try:
+                assert advance_chunk(record.pk) == 1
+                with transaction.atomic():
+                    advance_chunk(record.pk)
+                    seen.append(lock_timeout())
+            finally:
+                cursor.execute("RESET lock_timeout")
+        assert seen == [then, of_host]
 
     def test_database_fails_in_a_transaction_of_the_caller(
         self, pace: Pace, monkeypatch: pytest.MonkeyPatch
