@@ -21,7 +21,7 @@ ROUNDS = 50
 
 def main() -> None:
     given = arguments(__doc__)
-    figures = Figures("calls", "call", "statements", "least µs", "median µs", "at most µs")
+    figures = Figures("calls", "call", "statements", "least µs", "median µs", "limit µs")
     with own_database():
         measure_checkpoints(figures)
         measure_execution(figures)
