@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from django.db import NotSupportedError, connection, transaction
+from django.db import IntegrityError, NotSupportedError, connection, transaction
 
 from django_run_cancel.delivery import deliver_due
 from django_run_cancel.models import Cancellation, CancellationItem, get_run_model
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not IS_POSTGRESQL, reason="The documentation says it of PostgreSQL."),
 ]
 
-PARTITION, DROP = blocks(TEXT["howto/scaling.md"], "sql")
+PARTITION, REST, UNFINISHED, DROP = blocks(TEXT["howto/scaling.md"], "sql")
 ITEMS = CancellationItem._meta.db_table
 BOUND = 10_000_000
 """First id of the second partition."""
@@ -40,10 +40,14 @@ def execute(sql: str) -> None:
         cursor.execute(sql)
 
 
-def items_in(table: str) -> int:
+def result_of(sql: str) -> int:
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT COUNT(*) FROM {table}")
+        cursor.execute(sql)
         return int(cursor.fetchone()[0])
+
+
+def items_in(table: str) -> int:
+    return result_of(f"SELECT COUNT(*) FROM {table}")
 
 
 @pytest.mark.usefixtures("own_server_of_django")
@@ -55,10 +59,12 @@ def test_items(dummy: DummyBackend) -> None:
     execute(f"SELECT setval(pg_get_serial_sequence('{ITEMS}', 'id'), {BOUND - 6})")
     cancel(*partitioned)
     assert (items_in("run_cancel_items_1"), items_in("run_cancel_items_2")) == (15, 5)
+    assert result_of(UNFINISHED) == 15
     assert deliver_due().delivered == 20
     assert {request.run_id for request, _ in dummy.stopped} == set(ids(unpartitioned + partitioned))
     assert_rows_sound()
     finish_everything()
+    assert result_of(UNFINISHED) == 0
     execute(DROP)
     cancel(*after_drop)
     assert deliver_due().delivered == 10
@@ -74,6 +80,18 @@ def test_ids_go_on(dummy: DummyBackend) -> None:
     execute(PARTITION)
     cancel(make_run())
     assert CancellationItem.objects.latest("pk").pk > last
+
+
+@pytest.mark.usefixtures("own_server_of_django")
+def test_ids_without_a_partition() -> None:
+    execute(PARTITION)
+    execute(f"SELECT setval(pg_get_serial_sequence('{ITEMS}', 'id'), {2 * BOUND})")
+    run = make_run()
+    with pytest.raises(IntegrityError, match="no partition of relation"):
+        cancel(run)
+    execute(REST)
+    cancel(run)
+    assert items_in("run_cancel_items_rest") == 1
 
 
 @pytest.mark.parametrize("column", ["id", "created_at"])
