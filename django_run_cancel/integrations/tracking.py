@@ -265,7 +265,10 @@ def _errors_logged() -> Iterator[None]:
     except SynchronousOnlyOperation:
         pass  # in an event loop; the run is created when the task starts
     except Exception:
-        logger.exception("The run of a task could not be written when it was published.")
+        logger.exception(
+            "The run of a task could not be written when it was published."
+            " A worker writes it before it starts the task."
+        )
 
 
 def _create_published(tasks: Sequence[TaskMessage]) -> None:
