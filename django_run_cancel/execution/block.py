@@ -104,7 +104,7 @@ class ExecutionBlock:
     def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
         try:
             self._exit(error)
-        except (RunCancelError, Error):
+        except Error:
             raise
         except BaseException:  # raised by a signal handler, for example of a time limit
             if not self._is_end_recorded:

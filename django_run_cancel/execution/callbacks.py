@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from functools import partial
@@ -32,7 +33,7 @@ class Callbacks:
         self._has_started = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context = NO_CONTEXT
-        self._registered: list[tuple[Callback, float]] = []
+        self._registered: deque[tuple[Callback, float]] = deque()
         self._called: list[tuple[Callback, float, float | None, Future[Any]]] = []
 
     def add(self, callback: Callback, deadline: float) -> None:
@@ -53,7 +54,7 @@ class Callbacks:
         with self._lock:
             self._has_started, self._loop, self._context = True, loop, context
             while self._registered:
-                self._call(*self._registered.pop(0))
+                self._call(*self._registered.popleft())
 
     def wait(self) -> None:
         """Wait until each callback has ended or timed out, and log errors."""
@@ -63,7 +64,7 @@ class Callbacks:
             # A coroutine may start only now, if its loop was blocked; it has a timeout of its own.
             timeout = deadline if deadline_at is None else deadline_at - time.monotonic()
             try:
-                error = future.exception(max(0, timeout))
+                error = future.exception(timeout)
             except (TimeoutError, CancelledError) as reason:
                 error = reason
             if error is not None:

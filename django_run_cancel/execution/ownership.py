@@ -108,15 +108,15 @@ class Ownership:
 
     def ownership_error(self) -> Exception:
         """Return the error that explains why this execution does not own the run."""
-        row = run_rows(run_id=self.run_id).values_list("status", "stop_state", "execution_id")
-        status, stop_state, owner = row.first() or [None] * 3
+        row = run_rows(run_id=self.run_id).values_list("status", "execution_id")
+        status, owner = row.first() or [None] * 2
         if status == RunStatus.RUNNING:
             return RunInProgress(self.run_id)
         if status != RunStatus.CANCELLED:
             return TransitionNotAllowed(self.run_id, status, RunStatus.RUNNING)
-        if stop_state == StopState.STOPPING and owner in {HANDED_BACK, self.execution_id}:
+        if owner in {HANDED_BACK, self.execution_id}:
             # No code is executing: the run was cancelled between two executions, or after our own
-            # start, whose response was lost.
+            # start, whose response was lost. It may have been recorded before.
             record_stopped([self.run_id], StopState.ACKNOWLEDGED)
         return RunCancelled(self.run_id)
 

@@ -151,10 +151,9 @@ class Watcher:
     def _yield_to_thread(self) -> None:
         """Wait for a poll: greenlets of gevent and eventlet run only while others wait."""
         until = time.monotonic() + YIELD_SECONDS
-        while self.overdue_at < (now := time.monotonic()) < until:
+        while self.overdue_at < time.monotonic() < until:
             time.sleep(0.001)
-        if self.overdue_at < now:
-            self._postpone()
+        self._postpone()
 
     def _postpone(self) -> None:
         self.overdue_at = time.monotonic() + 2 * settings.POLL_SECONDS
