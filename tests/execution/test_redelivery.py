@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
+from django.db.models import DateTimeField, Value
 from django.utils import timezone
 
 from django_run_cancel.exceptions import RunCancelled, RunInProgress
-from django_run_cancel.execution import execution
+from django_run_cancel.execution import execution, liveness
 from django_run_cancel.execution.liveness import (
     Liveness,
     Owner,
@@ -67,10 +70,11 @@ class TestOwner:
         run_rows(pk=run.pk).update(heartbeat_at=timezone.now())
         assert read_owner(run.run_id, before).liveness is Liveness.ALIVE
 
-    def test_alive_since_another_has_started(self) -> None:
+    @pytest.mark.parametrize("number", [1, 2**128 - 1])
+    def test_alive_since_another_has_started(self, number: int) -> None:
         run = run_of_a_dead_worker(silent_for=10)
         before = read_owner(run.run_id)
-        run_rows(pk=run.pk).update(execution_id=uuid4())
+        run_rows(pk=run.pk).update(execution_id=UUID(int=number))
         assert read_owner(run.run_id, before).liveness is Liveness.ALIVE
 
     @pytest.mark.parametrize("status", [RunStatus.QUEUED, RunStatus.FAILED, RunStatus.CANCELLED])
@@ -79,6 +83,56 @@ class TestOwner:
 
     def test_unknown(self) -> None:
         assert wait_for_owner("tsk_unknown") is Liveness.NOT_RUNNING
+
+
+class TestTime:
+    """With a clock of the database that stands still."""
+
+    NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+    @pytest.mark.parametrize(
+        ("silent_for", "dead_in", "state"),
+        [
+            (10, 90, Liveness.SILENT),
+            (99.5, 0.5, Liveness.SILENT),
+            (100, 0, Liveness.SILENT),
+            (100.5, 0, Liveness.DEAD),
+            (1000, 0, Liveness.DEAD),
+        ],
+    )
+    def test_of_silence(
+        self, silent_for: float, dead_in: float, state: Liveness, settings: Any, monkeypatch: Any
+    ) -> None:
+        now = partial(Value, self.NOW, output_field=DateTimeField())
+        monkeypatch.setattr(liveness, "DatabaseNow", now)
+        settings.RUN_CANCEL_TAKE_OVER_SECONDS = 100
+        heartbeat_at = self.NOW - timedelta(seconds=silent_for)
+        run = make_run(RunStatus.RUNNING, execution_id=uuid4(), heartbeat_at=heartbeat_at)
+        assert read_owner(run.run_id) == Owner(state, run.execution_id, heartbeat_at, dead_in)
+
+    @pytest.mark.parametrize(
+        ("dead_in", "poll", "heartbeat", "expected"),
+        [(5, 10, 10, 5), (0, 10, 10, 0), (5, 2, 10, 2), (5, 10, 2, 2)],
+    )
+    def test_of_a_pause(
+        self,
+        dead_in: float,
+        poll: float,
+        heartbeat: float,
+        expected: float,
+        settings: Any,
+        monkeypatch: Any,
+    ) -> None:
+        """A little longer than until it is dead, as it is to be dead when it is read again."""
+        settings.RUN_CANCEL_POLL_SECONDS = poll
+        settings.RUN_CANCEL_HEARTBEAT_SECONDS = heartbeat
+        owners = iter([Owner(Liveness.SILENT, dead_in=dead_in), Owner(Liveness.DEAD)])
+        pauses: list[float] = []
+        monkeypatch.setattr(liveness, "read_owner", lambda *args: next(owners))
+        monkeypatch.setattr(liveness, "time", SimpleNamespace(sleep=pauses.append))
+        assert wait_for_owner("tsk_1") is Liveness.DEAD
+        (pause,) = pauses
+        assert expected <= pause < expected + 0.1
 
 
 class TestDeliveredAgain:
@@ -161,9 +215,10 @@ class TestDeliveredAgain:
         run_async(main)
         assert statuses(run, alive) == [RunStatus.COMPLETED] * 2
 
-    def test_another_word(self) -> None:
+    @pytest.mark.parametrize("word", ["always", "when dead"])
+    def test_another_word(self, word: Any) -> None:
         with pytest.raises(ValueError, match="take_over must be"):
-            execution("tsk_1", take_over="always")  # type: ignore[arg-type]
+            execution("tsk_1", take_over=word)
 
 
 def test_two_statements_in_the_life_of_an_execution(django_assert_max_num_queries: Any) -> None:

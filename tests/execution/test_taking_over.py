@@ -68,6 +68,17 @@ class TestTakingOver:
                 pass
         assert fresh(run).status == RunStatus.COMPLETED
 
+    @pytest.mark.parametrize("seconds", [0, 1])
+    def test_numbers_that_equal_booleans(self, seconds: int) -> None:
+        """They are seconds all the same."""
+        now = timezone.now()
+        silent = make_run(RunStatus.RUNNING, heartbeat_at=now - timedelta(hours=1))
+        alive = make_run(RunStatus.RUNNING, heartbeat_at=now + timedelta(hours=1))
+        with execution(silent.run_id, take_over=seconds):
+            pass
+        with pytest.raises(RunInProgress), execution(alive.run_id, take_over=seconds):
+            pytest.fail("It started twice.")
+
     def test_what_is_not_running_just_starts(self) -> None:
         earlier = timezone.now() - timedelta(hours=1)
         run = make_run(started_at=earlier)
