@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,6 +90,30 @@ class TestYielding:
             watcher.current.overdue_at = 0.0
             executed.checkpoint()
             assert watcher.current.overdue_at > time.monotonic()
+
+    @pytest.mark.parametrize("comes", [True, False])
+    def test_waits_until_a_look_comes__not_for_long(
+        self, settings: Any, monkeypatch: Any, *, comes: bool
+    ) -> None:
+        settings.RUN_CANCEL_POLL_SECONDS = settings.RUN_CANCEL_HEARTBEAT_SECONDS = 3600
+        waits: list[float] = []
+        until = time.monotonic() + PATIENCE
+
+        def sleep(seconds: float) -> None:
+            waits.append(seconds)
+            assert time.monotonic() < until
+            if comes:
+                watcher.current._postpone()
+
+        with execution(make_run().run_id) as executed:
+            monkeypatch.setattr(watcher.current, "_native_id", threading.get_native_id())
+            watcher.current.overdue_at = 0.0
+            with monkeypatch.context() as patch:
+                clock = SimpleNamespace(monotonic=time.monotonic, sleep=sleep)
+                patch.setattr(watcher, "time", clock)
+                executed.checkpoint()
+        assert waits
+        assert not comes or len(waits) == 1
 
     def test_not_after_the_block(self) -> None:
         with execution(make_run().run_id) as executed:

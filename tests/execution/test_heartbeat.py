@@ -40,6 +40,26 @@ class TestHeartbeat:
                 beats.append(fresh(run).heartbeat_at)
         assert run.started_at < beats[0] < beats[1] == beats[2]
 
+    def test_first_one__without_a_checkpoint(self, settings: Any) -> None:
+        """Entering is a sign of life, and that the process lives is none."""
+        settings.RUN_CANCEL_POLL_SECONDS = settings.RUN_CANCEL_HEARTBEAT_SECONDS = 60
+        run = make_run()
+        with execution(run.run_id) as executed:
+            settings.RUN_CANCEL_HEARTBEAT_SECONDS = 1e-6
+            watcher.write_heartbeats([executed._watch])
+            first = fresh(run).heartbeat_at
+            watcher.poll_runs([executed._watch])
+            watcher.write_heartbeats([executed._watch])
+            assert fresh(run).heartbeat_at == first > run.started_at
+
+    def test_due_for_long(self, settings: Any) -> None:
+        settings.RUN_CANCEL_POLL_SECONDS = settings.RUN_CANCEL_HEARTBEAT_SECONDS = 60
+        run = make_run()
+        with execution(run.run_id) as executed:
+            executed._watch.beat_at = -3600.0  # the clock counts from zero, or more
+            watcher.write_heartbeats([executed._watch])
+            assert fresh(run).heartbeat_at > run.started_at
+
     def test_of_the_thread(self, settings: Any) -> None:
         settings.RUN_CANCEL_HEARTBEAT_SECONDS = 0.02
         run = make_run()

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 
 from django_run_cancel.db import writes
 from django_run_cancel.exceptions import RunCancelled
@@ -21,6 +21,7 @@ from tests.execution.helpers import (
     elsewhere,
     fresh,
     kill_other_sessions,
+    wait_until,
     work_on,
 )
 from tests.helpers import IS_POSTGRESQL, make_run
@@ -73,6 +74,54 @@ class TestListening:
             settings.RUN_CANCEL_LISTEN = False
             cancel(run)
             settings.RUN_CANCEL_LISTEN = True
+            work_on(executed)
+
+    @pytest.mark.skipif(not IS_POSTGRESQL, reason="only PostgreSQL can tell")
+    def test_listens_again_after_an_outage(self, settings: Any) -> None:
+        settings.RUN_CANCEL_POLL_SECONDS = 0.05
+        with execution(make_run().run_id):
+            wait_until_listening()
+            before = watcher.current._listening_connection
+            kill_other_sessions()
+            wait_until(lambda: watcher.current._listening_connection not in {None, before})
+
+    @pytest.mark.skipif(not IS_POSTGRESQL, reason="only PostgreSQL can tell")
+    def test_listens_once(self, settings: Any, monkeypatch: Any) -> None:
+        settings.RUN_CANCEL_POLL_SECONDS = 0.02
+        polls: list[Any] = []
+        monkeypatch.setattr(watcher, "poll_runs", polls.append)
+        with execution(make_run().run_id):
+            wait_until(lambda: len(polls) > 3)
+            assert len(watcher.current._listening_connection._notify_handlers) == 1
+
+    @pytest.mark.skipif(not IS_POSTGRESQL, reason="only PostgreSQL can tell")
+    def test_polls_no_more_often_than_told(self, settings: Any, monkeypatch: Any) -> None:
+        settings.RUN_CANCEL_POLL_SECONDS = settings.RUN_CANCEL_HEARTBEAT_SECONDS = 3600
+        polls: list[Any] = []
+        monkeypatch.setattr(watcher, "poll_runs", polls.append)
+        with execution(make_run().run_id):
+            wait_until(lambda: bool(polls))
+            time.sleep(0.2)
+            assert len(polls) == 1
+            cancel(make_run())
+            wait_until(lambda: len(polls) > 1)
+
+    @pytest.mark.skipif(not IS_POSTGRESQL, reason="only PostgreSQL can tell")
+    def test_told_while_it_polls(self, settings: Any, monkeypatch: Any) -> None:
+        """The poll has read the run before, and the connection has nothing more to tell."""
+        settings.RUN_CANCEL_POLL_SECONDS = settings.RUN_CANCEL_HEARTBEAT_SECONDS = 3600
+        run, told = make_run(), []
+        real = watcher.poll_runs
+
+        def poll_runs(watches: Any) -> None:
+            real(watches)
+            if not told:
+                watcher.current._listening_connection.add_notify_handler(told.append)
+                elsewhere(cancel, run)
+                wait_until(lambda: connection.cursor().execute("SELECT 1") and bool(told))
+
+        monkeypatch.setattr(watcher, "poll_runs", poll_runs)
+        with pytest.raises(RunCancelled), execution(run.run_id) as executed:
             work_on(executed)
 
     @pytest.mark.skipif(not IS_POSTGRESQL, reason="only PostgreSQL can tell")
