@@ -76,6 +76,23 @@ class TestAbandoned:
         assert threads == [threading.current_thread()]
         assert fresh(run).failure_reason == "GeneratorExit"
 
+    def test_in_the_transaction_that_it_was_started_in(self, monkeypatch: Any) -> None:
+        """Only this connection has the row as the start has left it."""
+        run, threads = make_run(), []
+        finish = ownership.Ownership.finish
+
+        def note(held: Any, error: Any) -> Any:
+            threads.append(threading.current_thread())
+            return finish(held, error)
+
+        monkeypatch.setattr(ownership.Ownership, "finish", note)
+        with transaction.atomic():
+            pages = self.pages(run)
+            next(pages)
+            pages.close()
+        assert threads == [threading.current_thread()]
+        assert fresh(run).failure_reason == "GeneratorExit"
+
     def test_in_the_middle_of_a_transaction_that_is_undone(self) -> None:
         """The collector may come anywhere, also while a driver holds a lock of its own."""
         run = make_run()

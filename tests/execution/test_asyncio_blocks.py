@@ -24,6 +24,7 @@ from tests.execution.helpers import (
     acancel,
     acknowledged,
     cancel,
+    current_task,
     elsewhere,
     fresh,
     run_async,
@@ -128,6 +129,25 @@ class TestCallbacks:
 
         run_async(main)
         assert cancelled == [True]
+        assert "an on_cancel() function, has failed" in caplog.text
+        assert acknowledged(run)
+
+    def test_that_is_cancelled(self, caplog: Any) -> None:
+        """By itself, or with all tasks of its loop."""
+        run = make_run()
+
+        async def callback() -> None:
+            current_task().cancel()
+            await asyncio.sleep(0)
+
+        async def main() -> None:
+            async with execution(run.run_id) as executed:
+                executed.on_cancel(callback)
+                await acancel(run)
+                await asyncio.sleep(PATIENCE)
+
+        with pytest.raises(RunCancelled):
+            run_async(main)
         assert "an on_cancel() function, has failed" in caplog.text
         assert acknowledged(run)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from django_run_cancel.exceptions import RunCancelled
-from django_run_cancel.execution import execution
+from django_run_cancel.execution import callbacks, execution
 from django_run_cancel.execution.callbacks import Callbacks
+from django_run_cancel.execution.thread_context import NO_CONTEXT
 from django_run_cancel.states import StopState
 from tests.execution.helpers import (
     PATIENCE,
@@ -32,9 +34,9 @@ class TestCallbacks:
             assert not called.wait(0.1)
             cancel(run)
             assert called.wait(PATIENCE)
-            late: list[str] = []
-            executed.on_cancel(lambda: late.append("now"))
-        assert late == ["now"]
+            late = threading.Event()
+            executed.on_cancel(late.set)
+            assert late.wait(PATIENCE)
 
     def test_once(self, settings: Any) -> None:
         settings.RUN_CANCEL_POLL_SECONDS = 60
@@ -163,3 +165,50 @@ class TestCallbacks:
         with pytest.raises(KeyboardInterrupt), execution(run.run_id):
             cancel(run)
         assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
+
+class TestDeadlines:
+    """With a clock that the test sets, near zero: there, sums are far from all that is no sum."""
+
+    @pytest.fixture
+    def clock(self, monkeypatch: Any) -> SimpleNamespace:
+        clock = SimpleNamespace(seconds=0.0)
+        fake = SimpleNamespace(monotonic=lambda: clock.seconds)
+        monkeypatch.setattr(callbacks, "time", fake)
+        return clock
+
+    @pytest.mark.parametrize("seconds", [0.0, 1.0])
+    def test_waits_until_then(self, clock: SimpleNamespace, seconds: float, caplog: Any) -> None:
+        go_on, ended = threading.Event(), threading.Event()
+
+        def callback() -> None:
+            go_on.wait(PATIENCE)
+            ended.set()
+
+        called = Callbacks()
+        called.add(callback, 2 * PATIENCE)
+        called.begin(None, NO_CONTEXT)
+        clock.seconds = seconds
+        threading.Timer(0.1, go_on.set).start()
+        called.wait()
+        assert ended.is_set()
+        assert not caplog.records
+
+    @pytest.mark.parametrize(("deadline", "seconds"), [(0.05, 0.0001), (60, 61)])
+    def test_and_no_longer(
+        self, clock: SimpleNamespace, deadline: float, seconds: float, caplog: Any
+    ) -> None:
+        go_on, ended = threading.Event(), threading.Event()
+
+        def callback() -> None:
+            go_on.wait(PATIENCE / 2)
+            ended.set()
+
+        called = Callbacks()
+        called.add(callback, deadline)
+        called.begin(None, NO_CONTEXT)
+        clock.seconds = seconds
+        called.wait()
+        assert not ended.is_set()
+        assert "an on_cancel() function, has failed" in caplog.text
+        go_on.set()

@@ -96,6 +96,26 @@ class TestForks:
         assert fresh(run).stop_state == StopState.ACKNOWLEDGED
 
     @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+    def test_callbacks_are_those_of_the_parent(self) -> None:
+        run = make_run()
+        receiver, sender = os.pipe()
+        with pytest.raises(RunCancelled), execution(run.run_id) as executed:
+            executed.on_cancel(lambda: os.write(sender, b"called "))
+
+            def child() -> None:
+                with pytest.raises(RunCancelled):
+                    work_on(executed)
+                executed._callbacks.wait()
+
+            pid = self.fork(child)
+            cancel(run)
+            assert self.succeeded(pid)
+            work_on(executed)
+        os.close(sender)
+        assert os.read(receiver, 100) == b"called "
+        os.close(receiver)
+
+    @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
     def test_the_child_leaves_the_block(self) -> None:
         """It is the parent who says how the run ends."""
         run = make_run()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -16,14 +17,10 @@ from django.db import (
 
 from django_run_cancel.db import retry
 from django_run_cancel.exceptions import RunCancelled, RunInProgress, TransitionNotAllowed
-from django_run_cancel.execution import block, execution, ownership
+from django_run_cancel.execution import block, execution, on_cancel, ownership
 from django_run_cancel.execution.watcher import Watch, Watcher
 from django_run_cancel.states import TERMINAL, WAITING, RunStatus, StopState
-from tests.execution.helpers import (
-    PATIENCE,
-    cancel,
-    fresh,
-)
+from tests.execution.helpers import PATIENCE, cancel, fresh, run_async
 from tests.helpers import make_run, statuses
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("watched")]
@@ -130,6 +127,36 @@ class TestGate:
         assert fresh(run).status == RunStatus.QUEUED
 
 
+class TestNotEntered:
+    """What was not started has no end that could be recorded."""
+
+    @pytest.mark.parametrize("error", [RunInProgress("tsk_1"), Error("no such column")])
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_nothing_is_written(
+        self, error: Exception, monkeypatch: Any, *, is_async: bool
+    ) -> None:
+        ends: list[Any] = []
+
+        def start(held: Any, execution_id: Any, take_over: Any) -> None:
+            raise error
+
+        def finish(held: Any, error: Any) -> None:
+            ends.append(error)
+
+        async def main() -> None:
+            async with execution("tsk_1"):
+                pytest.fail("It was entered.")
+
+        monkeypatch.setattr(ownership.Ownership, "start", start)
+        monkeypatch.setattr(ownership.Ownership, "finish", finish)
+        with pytest.raises(type(error)):  # noqa: PT012
+            if is_async:
+                run_async(main)
+            with execution("tsk_1"):
+                pytest.fail("It was entered.")
+        assert ends == []
+
+
 class TestStarting:
     def test_once(self) -> None:
         run = make_run()
@@ -148,6 +175,17 @@ class TestStarting:
     def test_has_no_run_before(self) -> None:
         with pytest.raises(RuntimeError, match="enter the block first"):
             _ = execution(make_run().run_id).run
+
+    def test_names_of_arguments(self) -> None:
+        """The first one has a name, and the others cannot do without theirs."""
+        executed, anything = execution(run_id="tsk_1"), cast(Any, True)
+        executed.on_cancel(callback=print, deadline=1)
+        on_cancel(callback=print, deadline=1)
+        for call in (partial(execution, "tsk_1"), partial(on_cancel, print)):
+            with pytest.raises(TypeError, match="positional"):
+                call(anything)
+        with pytest.raises(TypeError, match="positional"):
+            executed.on_cancel(print, anything)  # type: ignore[misc]
 
     def test_by_its_id(self) -> None:
         with pytest.raises(TypeError, match="public id"):

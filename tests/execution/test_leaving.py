@@ -10,12 +10,9 @@ from typing import Any
 import pytest
 
 from django_run_cancel.exceptions import RunCancelled
-from django_run_cancel.execution import execution
+from django_run_cancel.execution import execution, watcher
 from django_run_cancel.states import RunStatus, StopState
-from tests.execution.helpers import (
-    cancel,
-    fresh,
-)
+from tests.execution.helpers import PATIENCE, cancel, fresh
 from tests.helpers import make_run
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("watched")]
@@ -128,12 +125,14 @@ class TestLeaving:
         assert fresh(run).status == RunStatus.CANCELLED
         assert run.stop_state == StopState.ACKNOWLEDGED
 
-    def test_the_code_has_said_itself_how_it_ended(self) -> None:
+    def test_the_code_has_said_itself_how_it_ended(self, settings: Any) -> None:
+        settings.RUN_CANCEL_POLL_SECONDS = settings.RUN_CANCEL_HEARTBEAT_SECONDS = PATIENCE
         for mark in ("mark_failed", "mark_completed", "mark_paused", "mark_queued"):
             run = make_run()
             with execution(run.run_id) as executed:
                 getattr(executed.run, mark)()
-                time.sleep(0.05)
+                for _ in range(3):
+                    watcher.poll_now()
                 executed.checkpoint()
             assert f"mark_{fresh(run).status}" == mark
 

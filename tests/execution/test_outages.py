@@ -12,20 +12,22 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import Error, OperationalError, connections, transaction
+from django.utils import timezone
 
 from django_run_cancel.db import retry
 from django_run_cancel.exceptions import RunCancelled
-from django_run_cancel.execution import execution, watcher
+from django_run_cancel.execution import block, execution, liveness, ownership, watcher
 from django_run_cancel.models import get_run_model
 from django_run_cancel.states import RunStatus, StopState
 from tests.execution.helpers import (
     PATIENCE,
+    acancel,
     cancel,
     database_away,
     elsewhere,
@@ -137,6 +139,84 @@ class TestWithoutADatabase:
             rename_table("away", table)
         assert any("could not be recorded" in text for text in caplog.messages) is bool(error)
 
+    def test_away_for_good__no_more_tries_than_planned(self, monkeypatch: Any) -> None:
+        monkeypatch.setattr(retry, "RETRY_DELAYS", [0.01] * 2)
+        monkeypatch.setattr(retry, "BRIEF_DELAYS", ())
+        tries: list[Any] = []
+
+        def finish(held: Any, error: Any) -> None:
+            tries.append(error)
+            raise OperationalError("away")
+
+        monkeypatch.setattr(ownership.Ownership, "finish", finish)
+        with pytest.raises(OperationalError), execution(make_run().run_id):
+            pass
+        assert len(tries) == 3
+
+    @pytest.mark.parametrize("is_async", [False, True])
+    @pytest.mark.parametrize(
+        ("place", "name"),
+        [
+            (ownership.Ownership, "start"),
+            (ownership.Ownership, "finish"),
+            (block, "record_stopped"),
+        ],
+    )
+    def test_each_statement_is_tried_again(
+        self, place: Any, name: str, monkeypatch: Any, *, is_async: bool
+    ) -> None:
+        monkeypatch.setattr(retry, "RETRY_DELAYS", [0.01])
+        real, tries, run = getattr(place, name), [], make_run()
+
+        def fail_once(*args: Any) -> Any:
+            tries.append(args)
+            if len(tries) == 1:
+                raise OperationalError("away")
+            return real(*args)
+
+        async def main() -> None:
+            async with execution(run.run_id):
+                await acancel(run)
+
+        monkeypatch.setattr(place, name, fail_once)
+        with suppress(RunCancelled):  # if it is told before it leaves
+            if is_async:
+                run_async(main)
+            else:
+                with execution(run.run_id):
+                    cancel(run)
+        assert len(tries) == 2
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_when_it_reads_who_has_the_run(self, monkeypatch: Any, *, is_async: bool) -> None:
+        monkeypatch.setattr(retry, "RETRY_DELAYS", [0.01])
+        real, tries, run = (
+            liveness.read_owner,
+            [],
+            make_run(RunStatus.RUNNING, heartbeat_at=timezone.now()),
+        )
+
+        def fail_once(*args: Any) -> Any:
+            tries.append(args)
+            if len(tries) == 1:
+                fresh(run).mark_queued()
+                raise OperationalError("away")
+            return real(*args)
+
+        async def main() -> None:
+            async with execution(run.run_id, take_over="if_dead"):
+                pass
+
+        monkeypatch.setattr(liveness, "read_owner", fail_once)
+        if is_async:
+            run_async(main)
+        else:
+            with execution(run.run_id, take_over="if_dead"):
+                pass
+        assert len(tries) == 2
+        assert fresh(run).status == RunStatus.COMPLETED
+
     def test_coroutine__away_for_good(self, monkeypatch: Any) -> None:
         monkeypatch.setattr(retry, "RETRY_DELAYS", [0.01])
         run = make_run()
@@ -196,6 +276,17 @@ class TestWithoutDescriptors:
             monkeypatch.setattr(selectors, "DefaultSelector", self.none_left)
             work_on(executed, 0.1)
             elsewhere(cancel, run)
+            work_on(executed)
+        monkeypatch.undo()
+        assert fresh(run).stop_state == StopState.ACKNOWLEDGED
+
+    def test_from_its_first_poll_on(self, settings: Any, monkeypatch: Any) -> None:
+        """With LISTEN, it does not wait for that one."""
+        settings.RUN_CANCEL_LISTEN = True
+        monkeypatch.setattr(selectors, "DefaultSelector", self.none_left)
+        run = make_run()
+        with pytest.raises(RunCancelled), execution(run.run_id) as executed:
+            cancel(run)
             work_on(executed)
         monkeypatch.undo()
         assert fresh(run).stop_state == StopState.ACKNOWLEDGED

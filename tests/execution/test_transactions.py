@@ -48,6 +48,14 @@ class TestStartedInATransaction:
             assert elsewhere(statuses, run) == [RunStatus.QUEUED]
         assert statuses(run) == [RunStatus.COMPLETED]
 
+    def test_of_a_run_that_is_created_in_it__not_said_to_be_missing(self, caplog: Any) -> None:
+        with transaction.atomic():
+            run = make_run()
+            with execution(run.run_id) as executed:
+                wait_for_looks(executed)
+        assert statuses(run) == [RunStatus.COMPLETED]
+        assert caplog.messages == []
+
     def test_inside_of_a_savepoint_that_is_released(self) -> None:
         run = make_run()
         with transaction.atomic(), ExitStack() as stack:
