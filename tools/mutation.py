@@ -47,7 +47,8 @@ TESTS = {
         *("tests/execution/test_gate.py", "tests/execution/test_outages.py"),
     ],
     "delivery": ["tests/delivery"],
-    "execution": ["tests/execution"],
+    # Tasks of hosts are executed with more patience than code that has its own block.
+    "execution": ["tests/execution", "tests/integrations/test_outages.py"],
     # The checks of databases are a module of models; the migration has the columns.
     "models": [
         *("tests/models", "tests/test_states.py", "tests/test_hosts.py", "tests/cancellation"),
