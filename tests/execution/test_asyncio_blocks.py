@@ -62,8 +62,9 @@ class TestDatabase:
         async def main() -> None:
             async with execution(run.run_id) as executed:
                 first = elsewhere(lambda: fresh(run).heartbeat_at)
-                while elsewhere(lambda: fresh(run).heartbeat_at) == first:
-                    await asyncio.sleep(0.01)
+                async with asyncio.timeout(PATIENCE):
+                    while elsewhere(lambda: fresh(run).heartbeat_at) == first:
+                        await asyncio.sleep(0.01)
                 # The loop stands still from here on.
                 wait_until(lambda: not executed._watch.code_is_alive)
                 time.sleep(0.1)

@@ -210,8 +210,8 @@ class TestEach:
                     seen.append(number)
                     if number == 2:
                         elsewhere(cancel, run)
-                        while not executed.cancel_requested:
-                            time.sleep(0.002)  # not await: the task is not cancelled here
+                        # Not await: the task is not cancelled here.
+                        wait_until(lambda: executed.cancel_requested)
 
         with pytest.raises(RunCancelled):
             async_to_sync(main)()

@@ -21,6 +21,7 @@ from django_run_cancel.states import RunStatus, StopState
 from tests.execution.helpers import (
     cancel,
     fresh,
+    wait_until,
     work_on,
 )
 from tests.helpers import make_run, statuses
@@ -72,8 +73,7 @@ class TestForks:
         with execution(other.run_id):  # the parent's thread does not exist in the child
             time.sleep(0.05)
             pid = self.fork(child)
-            while fresh(run).status == RunStatus.QUEUED:
-                time.sleep(0.01)
+            wait_until(lambda: fresh(run).status != RunStatus.QUEUED)
             cancel(run)
             assert self.succeeded(pid)
         assert fresh(run).stop_state == StopState.ACKNOWLEDGED

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from django.db.models import DateTimeField, Value
+from django.db.models.functions import Cast
 from django.utils import timezone
 
 from django_run_cancel.exceptions import RunCancelled, RunInProgress
@@ -103,7 +104,7 @@ class TestTime:
     def test_of_silence(
         self, silent_for: float, dead_in: float, state: Liveness, settings: Any, monkeypatch: Any
     ) -> None:
-        now = partial(Value, self.NOW, output_field=DateTimeField())
+        now = partial(Cast, Value(self.NOW), DateTimeField())
         monkeypatch.setattr(liveness, "DatabaseNow", now)
         settings.RUN_CANCEL_TAKE_OVER_SECONDS = 100
         heartbeat_at = self.NOW - timedelta(seconds=silent_for)
