@@ -155,15 +155,18 @@ class TestCallbacks:
         assert fresh(run).stop_state == StopState.ACKNOWLEDGED
 
     def test_interrupted_while_it_waits(self, monkeypatch: Any) -> None:
-        """As by Ctrl-C: the code has left, and that is recorded."""
+        """As by Ctrl-C: the code has left, that is recorded, and nobody has to wait again."""
+        waits: list[Any] = []
 
         def wait(callbacks: Any) -> None:
+            waits.append(callbacks)
             raise KeyboardInterrupt
 
         monkeypatch.setattr(Callbacks, "wait", wait)
         run = make_run()
         with pytest.raises(KeyboardInterrupt), execution(run.run_id):
             cancel(run)
+        assert len(waits) == 1
         assert fresh(run).stop_state == StopState.ACKNOWLEDGED
 
 
