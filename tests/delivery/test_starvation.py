@@ -22,7 +22,15 @@ from django_run_cancel.delivery.watchdog import presume
 from django_run_cancel.models import CancellationItem, get_run_model
 from django_run_cancel.states import Delivery, RunStatus
 from django_run_cancel.testing import DummyBackend
-from tests.delivery.helpers import cancelled, claim_all, item_of, look_again, pass_time, state_of
+from tests.delivery.helpers import (
+    cancelled,
+    claim_all,
+    deliver_all,
+    item_of,
+    look_again,
+    pass_time,
+    state_of,
+)
 from tests.helpers import (
     IS_POSTGRESQL,
     IS_SQLITE,
@@ -156,8 +164,7 @@ def test_behind_the_last_item__starts_again(dummy: DummyBackend) -> None:
 def test_items_that_cannot_be_written__to_be_escalated(dummy: DummyBackend) -> None:
     bad = [cancelled(external_id="bad") for _ in range(3 * LIMIT)]
     good = cancelled()
-    while deliver_due(LIMIT):
-        pass
+    deliver_all(LIMIT)
     pass_time(31)
     with refused_items():
         for _ in range(5):
@@ -222,8 +229,7 @@ def test_claims__do_not_depend_on_configured_aliases(
         with CaptureQueriesContext(connection) as captured:
             assert deliver_due().delivered == min(pending, 100)
         counts.append(len(captured))
-        while deliver_due(1000):
-            pass
+        deliver_all(1000)
     assert counts[0] == counts[1]
 
 
