@@ -13,6 +13,7 @@ from django_run_cancel.backends import StopOutcome, StopRequest
 from django_run_cancel.cancellation import cancel_runs
 from django_run_cancel.cancellation.evidence import record_stopped
 from django_run_cancel.delivery import (
+    DeliveryReport,
     deliver_due,
     policy,
 )
@@ -26,6 +27,10 @@ from tests.delivery.helpers import (
     state_of,
 )
 from tests.helpers import ids, make_run, make_runs
+
+
+def test_report__of_nothing_is_false() -> None:
+    assert not DeliveryReport()
 
 
 def test_told__once(dummy: DummyBackend) -> None:
