@@ -140,6 +140,19 @@ def test_item_that_is_kept_locked__is_waited_for_less_than_a_second(
     assert sum(pauses) < 1
 
 
+def test_item_that_another_worker_has_claimed_since__is_not_waited_for(
+    dummy: DummyBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = cancelled()
+    claim = claim_all()
+    pass_time(CLAIM_SECONDS + 1)
+    assert claim_abandoned(DELIVERY) is not None
+    pauses: list[float] = []
+    monkeypatch.setattr(outbox, "time", SimpleNamespace(sleep=pauses.append))
+    outbox.record(claim, {item.pk: {"delivery": "delivered"} for item in claim.items})
+    assert (item_of(run).delivery, pauses) == ("pending", [])
+
+
 def test_given_up__keeps_the_earlier_error(
     dummy: DummyBackend, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

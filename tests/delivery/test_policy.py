@@ -70,6 +70,7 @@ def test_repetitions__leave_attempts_to_failures() -> None:
     attempt = StopAttempt(StopOutcome.TOLD_ONCE, 9, stop_state="stopping", cancelled_at=NOW)
     step = next_step(attempt, LIMITS, NOW)
     assert (step.attempts, step.escalates_at) == (5, None)
+    assert next_step(attempt, LIMITS._replace(max_attempts=9), NOW).attempts == 4
 
 
 def test_told_once__not_after_the_presumption() -> None:
