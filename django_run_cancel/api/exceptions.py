@@ -86,9 +86,9 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
     match error:
         case RequestInvalid():
             entries = contract_entries(error.detail, [error.location], error.sent)
-            return Response({"detail": entries}, 422)
+            return Response({"detail": entries}, error.status_code)
         case InvalidJSON():
-            return Response({"detail": [_json_entry(error)]}, 422)
+            return Response({"detail": [_json_entry(error)]}, error.status_code)
         case IdempotencyKeyReused():
             return Response({"detail": [_reuse_entry(error)]}, 422)
         case exceptions.NotAuthenticated() | exceptions.AuthenticationFailed():
@@ -103,7 +103,8 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
             wait = math.ceil(getattr(error, "wait", None) or RETRY_AFTER_SECONDS)
             return _answer(429, "Too Many Requests", {"Retry-After": str(wait)})
         case TooManyBulkCancellations():
-            return _answer(429, str(error.detail), {"Retry-After": str(RETRY_BULK_AFTER_SECONDS)})
+            headers = {"Retry-After": str(RETRY_BULK_AFTER_SECONDS)}
+            return _answer(error.status_code, str(error.detail), headers)
         case exceptions.UnsupportedMediaType():
             return _answer(415, "Send the body as application/json")
         case exceptions.APIException():

@@ -93,7 +93,7 @@ class StrictTextField(serializers.CharField):
 
     def __init__(self, *, max_length: int, **kwargs: Any) -> None:
         self.may_be_blank = kwargs.pop("allow_blank", True)
-        super().__init__(max_length=max_length, allow_blank=True, trim_whitespace=False, **kwargs)
+        super().__init__(max_length=max_length, allow_blank=True, **kwargs)
 
     def run_validation(self, data: Any = serializers.empty) -> Any:
         """Return the text.

@@ -123,7 +123,7 @@ class RunCancelView(GenericAPIView[M]):
         body = None if request_is_empty(self.request) else self.request.data
         return validated("body", serializer, {} if body is None and not required else body)
 
-    def cancel(self, run_ids: list[str], reason: str = "", *, force: bool = False) -> CancelResult:
+    def cancel(self, run_ids: list[str], reason: str = "", *, force: bool) -> CancelResult:
         """Cancel runs on behalf of the caller.
 
         Raises:

@@ -99,8 +99,11 @@ def deliver_due(limit: int = 100) -> DeliveryReport:
             _deliver(claim, report)
     until = time.monotonic() + ABANDONED_SECONDS
     for _ in range(limit):
+        # Before the claim, which takes an attempt.
+        if time.monotonic() > until:
+            break
         abandoned = outbox.claim_abandoned(DELIVERY)
-        if abandoned is None or time.monotonic() > until:
+        if abandoned is None:
             break
         _deliver(abandoned, report)
     handled, failed = handle_due(limit)

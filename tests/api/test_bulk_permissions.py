@@ -126,6 +126,14 @@ class TestLimits:
         assert_sound(acme.send(f"{CANCELLATIONS}/{first['cancellation_id']}/abort", ""), 200)
         start_bulk(acme, QUEUED)
 
+    def test_that_was_lowered(self, settings: Any) -> None:
+        make_run()
+        client = key_client()
+        for _ in range(2):
+            start_bulk(client, QUEUED)
+        settings.RUN_CANCEL_MAX_BULK = 1
+        assert_sound(client.send(CANCELLATIONS, QUEUED), 429)
+
     def test_of_users(self, settings: Any) -> None:
         settings.RUN_CANCEL_MAX_BULK = 1
         make_run()

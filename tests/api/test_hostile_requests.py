@@ -104,7 +104,20 @@ def test_any__query(name: str, api: ApiClient) -> None:
 
 FILTERS = {
     "status": ["", "QUEUED", "queued,running", "ca\u0308", "\0"],
-    "page_size": ["", "0", "-1", "101", "1e2", "1.0", "9" * 5_000, "\u0665", "1_0", " 5", "0x5"],
+    "page_size": [
+        "",
+        "0",
+        "-1",
+        "101",
+        "1e2",
+        "1.0",
+        "0050",
+        "9" * 5_000,
+        "\u0665",
+        "1_0",
+        " 5",
+        "0x5",
+    ],
     "created_after": [
         "",
         "yesterday",
@@ -162,6 +175,7 @@ POSITIONS = {
     "year 10000": "10000-01-01 00:00:00+00:00",
     "huge": "9" * 5_000,
     "above 64 bits": str(2**63),
+    "zeros in front": "1".zfill(20),
     "negative": "-1",
     "float": "1.5",
 }

@@ -41,12 +41,15 @@ def test_bulk__wrong_content_length(declared: str, status: int, api: ApiClient) 
     assert statuses(run) == ["queued"]
 
 
-@pytest.mark.parametrize("limit", [None, 0, 200])
+@pytest.mark.parametrize("limit", [None, 0, 200, 201])
 def test_bulk__limit_of_host(limit: int | None, api: ApiClient, settings: Any) -> None:
     settings.DATA_UPLOAD_MAX_MEMORY_SIZE = limit
     effective = limit or parsers.MAX_BODY_BYTES
-    assert_sound(api.send(BULK, b'{"run_ids": []}'.ljust(effective)), 200)
-    assert_sound(api.send(BULK, b'{"run_ids": []}'.ljust(effective + 1)), 413)
+    for size, status in ((effective, 200), (effective + 1, 413)):
+        body = b'{"run_ids": []}'.ljust(size)
+        assert_sound(api.send(BULK, body), status)
+        in_chunks = {"wsgi.input": io.BytesIO(body), "wsgi.input_terminated": True}
+        assert_sound(raw_request(api, **CHUNKED, **in_chunks), status)
 
 
 class Endless:

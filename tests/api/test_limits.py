@@ -68,6 +68,11 @@ def test_idempotency_key__length(api: ApiClient) -> None:
     assert_sound(api.cancel([], idempotency_key="x" * 256), 422)
 
 
+def test_id__length(api: ApiClient) -> None:
+    run = make_run(run_id="x" * 64)
+    assert_sound(api.get(f"/v1/runs/{run.run_id}"), 200)
+
+
 def test_page_size(api: ApiClient) -> None:
     for size, status in ((0, 422), (1, 200), (100, 200), (101, 422)):
         assert_sound(api.get("/v1/runs", {"page_size": size}), status)

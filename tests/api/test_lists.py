@@ -92,6 +92,11 @@ def test_runs__default_page(api: ApiClient) -> None:
     assert [len(page) for page in pages] == [50, 1]
 
 
+def test_lists__answers_have_no_spaces(api: ApiClient) -> None:
+    for path in ("/v1/runs", "/v1/cancellations"):
+        assert api.get(path).content == b'{"next":null,"previous":null,"results":[]}'
+
+
 def test_runs__filters(api: ApiClient) -> None:
     old = at(0, status="completed", run_type="workflow")
     parent = at(1, status="running")

@@ -49,6 +49,20 @@ PATHS = {
     "/v1/runs/{run_id}",
     "/v1/runs/{run_id}/cancel",
 }
+READ = {"200", "403", "429", "503"}
+WRITE = READ | {"400", "413", "415", "422"}
+STATUSES = {
+    "get /v1/runs": READ | {"422"},
+    "get /v1/runs/{run_id}": READ | {"404"},
+    "get /v1/cancellations": READ | {"422"},
+    "get /v1/cancellations/{cancellation_id}": READ | {"404"},
+    "get /v1/cancellations/{cancellation_id}/items": READ | {"404", "422"},
+    "post /v1/cancellations": WRITE | {"202"},
+    "post /v1/cancellations/{cancellation_id}/abort": WRITE | {"404", "409"},
+    "post /v1/cancellations/{cancellation_id}/retry": WRITE | {"404"},
+    "post /v1/runs/cancel": {"200", "422"},
+    "post /v1/runs/{run_id}/cancel": WRITE | {"404", "409"},
+}
 AUTO_SCHEMA = {"DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema"}
 
 
@@ -99,7 +113,15 @@ def test_document__bulk_cancellations() -> None:
     schemas = document["components"]["schemas"]
     for name in ("BulkCancellationRequest", "RunSelection"):
         assert schemas[name]["additionalProperties"] is False
+        assert schemas[name]["minProperties"] == 1
     operation = document["paths"]["/v1/cancellations"]["post"]
+    (key,) = operation["parameters"]
+    assert key["name"] == "Idempotency-Key"
+    assert key["schema"] == {"type": "string", "minLength": 1, "maxLength": 255}
+    headers = {
+        status: set(answer.get("headers", {})) for status, answer in operation["responses"].items()
+    }
+    assert headers == {status: set() for status in headers} | {"202": {"Location"}}
     described = [
         operation["requestBody"]["content"]["application/json"],
         *(
@@ -112,6 +134,15 @@ def test_document__bulk_cancellations() -> None:
         assert content["examples"]
         for example in content["examples"].values():
             jsonschema.validate(example["value"], resolver)
+
+
+def test_document__statuses() -> None:
+    operations = {
+        f"{method} {path}": set(operation["responses"])
+        for path, methods in served()["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert operations == STATUSES
 
 
 @pytest.mark.django_db
@@ -144,6 +175,7 @@ def test_document__answers_without_values(api: ApiClient) -> None:
         ("CancellableRun", api.get(f"/v1/runs/{make_run('created').run_id}").json()),
         ("RunCancellation", api.get(path).json()),
         ("RunCancellationItem", api.get(f"{path}/items").json()["results"][0]),
+        ("RunCancelError", api.get(f"/v1/runs/{UNKNOWN}").json()),
     ]
     nulls = {
         name: {key for key, value in answer.items() if value is None} for name, answer in answers
@@ -155,6 +187,7 @@ def test_document__answers_without_values(api: ApiClient) -> None:
         },
         "RunCancellation": {"ip_address", "finished_at", "selection", "rate", "estimated_end"},
         "RunCancellationItem": {"stopped_at"},
+        "RunCancelError": set(),
     }
     for name, answer in answers:
         jsonschema.validate(answer, {"components": {"schemas": schemas}, **schemas[name]})

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from django_run_cancel.backends import BaseBackend, StopOutcome, StopRequest
 from django_run_cancel.cancellation import cancel_runs
-from django_run_cancel.delivery import watchdog
+from django_run_cancel.delivery import deliver_due, watchdog
 from django_run_cancel.delivery.outbox import DELIVERY, Claim, claim_due
 from django_run_cancel.delivery.rotation import Rotation
 from django_run_cancel.models import CancellationItem, get_run_model
@@ -147,6 +147,14 @@ def claim_all() -> Claim:
     claim = claim_due(DELIVERY, 100)
     assert claim is not None
     return claim
+
+
+def deliver_all(limit: int = 100) -> None:
+    """Do steps until one has nothing to do, as the command does."""
+    for _ in range(1000):
+        if not deliver_due(limit):
+            return
+    raise AssertionError("Each step says that there is more to do.")
 
 
 def created(**fields: Any) -> Any:

@@ -123,6 +123,36 @@ def test_item_locked_for_a_moment__is_recorded(
     assert [(item.delivery, item.claimed_by) for item in items] == [("delivered", None)] * 2
 
 
+@pytest.mark.skipif(IS_SQLITE, reason="SQLite locks no rows")
+def test_item_that_is_kept_locked__is_waited_for_less_than_a_second(
+    dummy: DummyBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other items wait to be told in the meantime."""
+    run = cancelled()
+    claim = claim_all()
+    pauses: list[float] = []
+    monkeypatch.setattr(outbox, "time", SimpleNamespace(sleep=pauses.append))
+    with rows_locked(TABLE, "run_id", run.run_id):
+        outbox.record(claim, {item.pk: {"delivery": "delivered"} for item in claim.items})
+    assert item_of(run).delivery == "pending"
+    assert len(pauses) > 1
+    assert min(pauses) >= 0
+    assert sum(pauses) < 1
+
+
+def test_item_that_another_worker_has_claimed_since__is_not_waited_for(
+    dummy: DummyBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = cancelled()
+    claim = claim_all()
+    pass_time(CLAIM_SECONDS + 1)
+    assert claim_abandoned(DELIVERY) is not None
+    pauses: list[float] = []
+    monkeypatch.setattr(outbox, "time", SimpleNamespace(sleep=pauses.append))
+    outbox.record(claim, {item.pk: {"delivery": "delivered"} for item in claim.items})
+    assert (item_of(run).delivery, pauses) == ("pending", [])
+
+
 def test_given_up__keeps_the_earlier_error(
     dummy: DummyBackend, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import OperationalError, transaction
 from django.utils import timezone
 
 from django_run_cancel.backends import TaskCall
@@ -153,10 +153,13 @@ def test_job_that_dispatches_its_run_anew_while_it_is_handed_over(
             self.outcome = BackendError("broker is away")
             dispatch(other, "dummy")
 
+    pauses: list[float] = []
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pauses.append))
     monkeypatch.setattr(DummyBackend, "dispatch", quick)
     dispatch(run, "dummy")
     run.refresh_from_db()
     assert run.dispatch_due_at is not None  # the second one is still to be handed over
+    assert sum(pauses) == 0
 
 
 @pytest.mark.skipif(IS_SQLITE, reason="SQLite locks no rows")
@@ -198,4 +201,34 @@ def test_run_that_is_kept_locked__is_waited_for_less_than_a_second(
         monkeypatch.setattr(DummyBackend, "dispatch", keep)
         dispatch(run, "dummy")
     assert len(pauses) > 1
+    assert min(pauses) >= 0
     assert sum(pauses) < 1
+
+
+def test_run_that_nobody_has_locked__is_not_waited_for(
+    dummy: DummyBackend, monkeypatch: Any
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pauses.append))
+    run = created()
+    dispatch(run, "dummy")
+    run.refresh_from_db()
+    assert run.dispatch_due_at is None
+    assert sum(pauses) == 0
+
+
+def test_database_away_after_the_commit__leaves_the_run_to_the_worker(
+    dummy: DummyBackend, monkeypatch: Any
+) -> None:
+    """Whoever has committed must not take it that nothing has been dispatched."""
+
+    def away(*args: Any, **values: Any) -> Any:
+        raise OperationalError("away")
+
+    run = created()
+    monkeypatch.setattr(module.locks, "update_unlocked", away)
+    dispatch(run, "dummy")
+    monkeypatch.undo()
+    run.refresh_from_db()
+    assert run.status == RunStatus.QUEUED
+    assert run.dispatch_due_at > timezone.now()

@@ -103,6 +103,16 @@ def test_log__of_an_endless_error_is_its_end(dummy: DummyBackend, caplog: Any) -
     assert record.message.endswith("password=… and this is the end")
 
 
+def test_log__of_a_long_error_is_not_cut_in_a_password(dummy: DummyBackend, caplog: Any) -> None:
+    """What is left of one would not be recognised."""
+    cancelled()
+    rest = "y" * (outbox.MAX_LOG_LENGTH - 20)
+    dummy.outcome = OSError(f"amqp://guest:{'S3CRET' * 10}@broker {rest}")
+    deliver_due()
+    assert "T@broker y" not in caplog.text
+    assert "…@broker y" in caplog.text
+
+
 def test_dead_backend_with_many_items__does_not_starve_the_others(
     dummy: DummyBackend, settings: Any
 ) -> None:
@@ -149,10 +159,23 @@ def test_last_attempt__failed_and_loud_until_somebody_retries(
     assert queue_size()["delivery_failed"] == 2
     mine = CancellationItem.objects.filter(run_id=runs[0].run_id)
     assert retry_deliveries(mine) == 1
+    assert item_of(runs[0]).attempts == 0  # all of them are left
     assert deliver_due().delivered == 1
     assert [item_of(run).delivery for run in runs] == ["delivered", "failed"]
     assert retry_deliveries() == 1
     assert retry_deliveries() == 0
+
+
+def test_maximum_of_attempts_that_was_lowered__holds_for_items_beyond_it(
+    dummy: DummyBackend, settings: Any
+) -> None:
+    settings.RUN_CANCEL_HANDLERS = [f"{helpers.__name__}.explode"]
+    run = cancelled()
+    CancellationItem.objects.update(attempts=5, handling_attempts=5)
+    settings.RUN_CANCEL_MAX_ATTEMPTS = 3
+    deliver_due()
+    assert dummy.stopped == []
+    assert (item_of(run).delivery, item_of(run).handling) == ("failed", "failed")
 
 
 def test_retry__of_an_item_that_has_been_delivered_meanwhile(

@@ -17,6 +17,7 @@ from django_run_cancel.delivery.policy import (
     backoff,
     next_step,
 )
+from django_run_cancel.states import Delivery
 
 PAGE = Path(__file__).parents[2] / "docs/howto/delivery-worker.md"
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
@@ -67,7 +68,9 @@ def test_table__has_every_answer() -> None:
 
 def test_repetitions__leave_attempts_to_failures() -> None:
     attempt = StopAttempt(StopOutcome.TOLD_ONCE, 9, stop_state="stopping", cancelled_at=NOW)
-    assert next_step(attempt, LIMITS, NOW).attempts == 5
+    step = next_step(attempt, LIMITS, NOW)
+    assert (step.attempts, step.escalates_at) == (5, None)
+    assert next_step(attempt, LIMITS._replace(max_attempts=9), NOW).attempts == 4
 
 
 def test_told_once__not_after_the_presumption() -> None:
@@ -87,12 +90,21 @@ def test_overdue_escalation__is_next() -> None:
     assert step.wait == timedelta()
 
 
+def test_stopped__is_the_end() -> None:
+    step = next_step(StopAttempt(StopOutcome.STOPPED, 1), LIMITS, NOW)
+    assert step == NextStep(Delivery.DELIVERED, attempts=1)
+
+
 def test_unsupported__is_said() -> None:
     assert next_step(StopAttempt(StopOutcome.UNSUPPORTED, 1), LIMITS, NOW).note == COOPERATIVE_ONLY
 
 
 def test_failure__keeps_what_the_caller_records() -> None:
     assert next_step(StopAttempt(None, 1), LIMITS, NOW).note is None
+
+
+def test_failure__after_the_maximum_was_lowered() -> None:
+    assert next_step(StopAttempt(None, 11), LIMITS, NOW).delivery == "failed"
 
 
 def test_waits__have_upper_bounds() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,12 +16,21 @@ from django.utils import timezone
 
 from django_run_cancel.backends import BaseBackend, StopOutcome, StopRequest
 from django_run_cancel.cancellation import cancel_runs
-from django_run_cancel.delivery import deliver_due, outbox
+from django_run_cancel.delivery import deliver_due, outbox, step
 from django_run_cancel.delivery.outbox import DELIVERY
+from django_run_cancel.delivery.watchdog import presume
 from django_run_cancel.models import CancellationItem, get_run_model
 from django_run_cancel.states import Delivery, RunStatus
 from django_run_cancel.testing import DummyBackend
-from tests.delivery.helpers import cancelled, claim_all, item_of, look_again, pass_time, state_of
+from tests.delivery.helpers import (
+    cancelled,
+    claim_all,
+    deliver_all,
+    item_of,
+    look_again,
+    pass_time,
+    state_of,
+)
 from tests.helpers import (
     IS_POSTGRESQL,
     IS_SQLITE,
@@ -117,6 +127,13 @@ def test_runs_that_cannot_be_written(
     assert all(map(is_done, bad))
 
 
+def test_run_that_cannot_be_written__by_steps_of_one(dummy: DummyBackend) -> None:
+    bad, good = cancelled_long_ago(BAD), cancelled_long_ago("good")
+    with refused([bad]):
+        assert [presume(limit=1), presume(limit=1)] == [0, 1]
+    assert is_presumed(good)
+
+
 def refused_items() -> AbstractContextManager[None]:
     return refusing(CancellationItem, "NEW.external_id = 'bad'")
 
@@ -147,8 +164,7 @@ def test_behind_the_last_item__starts_again(dummy: DummyBackend) -> None:
 def test_items_that_cannot_be_written__to_be_escalated(dummy: DummyBackend) -> None:
     bad = [cancelled(external_id="bad") for _ in range(3 * LIMIT)]
     good = cancelled()
-    while deliver_due(LIMIT):
-        pass
+    deliver_all(LIMIT)
     pass_time(31)
     with refused_items():
         for _ in range(5):
@@ -213,8 +229,7 @@ def test_claims__do_not_depend_on_configured_aliases(
         with CaptureQueriesContext(connection) as captured:
             assert deliver_due().delivered == min(pending, 100)
         counts.append(len(captured))
-        while deliver_due(1000):
-            pass
+        deliver_all(1000)
     assert counts[0] == counts[1]
 
 
@@ -300,3 +315,25 @@ def test_abandoned_items__no_more_than_the_limit(dummy: DummyBackend) -> None:
     claim_all()
     pass_time(outbox.CLAIM_DURATION.total_seconds() + 1)
     assert [deliver_due(limit=2).delivered for _ in range(3)] == [2, 1, 0]
+
+
+def test_abandoned_items__for_which_no_time_is_left_keep_their_attempts(
+    dummy: DummyBackend, monkeypatch: Any
+) -> None:
+    """What is not told in this step is not claimed either."""
+    for _ in range(3):
+        cancelled()
+    claim_all()
+    pass_time(outbox.CLAIM_DURATION.total_seconds() + 1)
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    real = DummyBackend.stop
+
+    def slow(self: DummyBackend, requests: Any, *, force: bool) -> Any:
+        clock.now += 0.6 * step.ABANDONED_SECONDS
+        return real(self, requests, force=force)
+
+    monkeypatch.setattr(step, "time", clock)
+    monkeypatch.setattr(DummyBackend, "stop", slow)
+    assert deliver_due().delivered == 2
+    assert sorted(CancellationItem.objects.values_list("attempts", flat=True)) == [1, 2, 2]
+    assert deliver_due().delivered == 1

@@ -13,6 +13,7 @@ from django_run_cancel.backends import StopOutcome, StopRequest
 from django_run_cancel.cancellation import cancel_runs
 from django_run_cancel.cancellation.evidence import record_stopped
 from django_run_cancel.delivery import (
+    DeliveryReport,
     deliver_due,
     policy,
 )
@@ -26,6 +27,10 @@ from tests.delivery.helpers import (
     state_of,
 )
 from tests.helpers import ids, make_run, make_runs
+
+
+def test_report__of_nothing_is_false() -> None:
+    assert not DeliveryReport()
 
 
 def test_told__once(dummy: DummyBackend) -> None:
@@ -167,3 +172,29 @@ def test_force__asked_for(dummy: DummyBackend) -> None:
     deliver_due()
     assert [force for _, force in dummy.stopped] == [True]
     assert item_of(run).next_attempt_at is None
+
+
+@pytest.mark.parametrize(
+    ("was_waiting", "is_kept", "stop_state"),
+    [(False, True, "killed"), (True, True, "stopping"), (False, False, "stopping")],
+)
+def test_asked_again__stopped_proves_no_more_than_at_first(
+    dummy: DummyBackend, was_waiting: bool, is_kept: bool, stop_state: str
+) -> None:
+    """The item of the later request does not tell whether the job had begun; the first one does."""
+    run = make_run(RunStatus.RUNNING, started_at=timezone.now())
+    if was_waiting:  # to be tried again, while the code of the first try may still run
+        run.mark_queued()
+        get_run_model()._default_manager.filter(pk=run.pk).update(external_id="job")
+    cancel_runs([run.run_id], requested_by="tests")
+    first = item_of(run)
+    CancellationItem.objects.filter(pk=first.pk).delete()
+    cancel_runs([run.run_id], requested_by="tests", force=True)
+    if is_kept:
+        first.delivery, first.next_attempt_at = "delivered", None
+        first.save(force_insert=True)
+    dummy.outcome = StopOutcome.STOPPED
+    deliver_due()
+    assert [request.run_id for request, _ in dummy.stopped] == [run.run_id]
+    run.refresh_from_db()
+    assert run.stop_state == stop_state

@@ -216,15 +216,15 @@ def test_mark_stalled_if_due__now_and_then(
     """It reads all running runs."""
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(rotation, "time", clock)
-    settings.RUN_CANCEL_STALLED_SECONDS = 60
+    settings.RUN_CANCEL_STALLED_SECONDS = 65
     assert mark_stalled_if_due() == 0
     for _ in range(3):
         silent(100)
     assert mark_stalled_if_due() == 0
-    clock.now += 6.1
+    clock.now += 6.6
     assert [mark_stalled_if_due(limit=2), mark_stalled_if_due(limit=2)] == [2, 1]  # at once if full
     silent(100)
-    clock.now += 5.9
+    clock.now += 6.4
     assert mark_stalled_if_due() == 0
     clock.now += 0.2
     assert mark_stalled_if_due() == 1
