@@ -77,10 +77,13 @@ def test_whole_group_is_stopped() -> None:
     assert job.pids == []
 
 
-def test_orphans_are_found_when_the_first_process_has_died() -> None:
-    executor = shell("setsid sleep 60 & sleep 60 & sleep 0.2")
+def test_orphans_are_found_when_the_first_process_has_died(tmp_path: Path) -> None:
+    leave = tmp_path / "leave"
+    os.mkfifo(leave)
+    executor = shell(f"setsid sleep 600 & sleep 600 & read line < {leave}")
     job = Job(executor)
-    job.start(executor, 2 + 1 + 1)
+    job.start(executor, 2 + 1)
+    leave.write_text("now\n")
     wait_until(lambda: len(job.pids) == 2, "the end of the shell")
     assert job.stop(executor) is StopOutcome.STOPPED
     assert job.pids == []
