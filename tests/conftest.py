@@ -119,11 +119,12 @@ def api(secret: str) -> ApiClient:
 
 
 @pytest.fixture
-def dummy(transactional_db: None) -> DummyBackend:
+def dummy(transactional_db: None) -> Iterator[DummyBackend]:
     backend = get_backend("dummy")
     assert isinstance(backend, DummyBackend)
     backend.clear()
-    return backend
+    yield backend
+    backend.clear()  # for tests that deliver without this fixture
 
 
 @pytest.fixture

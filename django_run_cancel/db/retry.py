@@ -32,8 +32,12 @@ Some executors enforce a time limit by raising an exception in the thread, which
 before the call returns.
 """
 
-MAX_TRIES = 5
-"""Maximum tries of a transaction that the database rolls back because of a deadlock."""
+MAX_TRIES = 8
+"""Maximum tries of a transaction, which take up to 2.5 seconds longer than one.
+
+The last one may not start over. If it locks runs that were added meanwhile, it can cause a deadlock
+where keys do not ascend, as with UUIDs.
+"""
 
 Result = TypeVar("Result")
 
