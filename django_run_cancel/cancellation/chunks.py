@@ -173,8 +173,9 @@ def advance_chunk(cancellation_pk: int) -> int:
 
 
 def _advance(chunks: QuerySet[CancellationChunk], count: int, restartable: bool) -> int:
+    is_outermost = not in_transaction(chunks.db)
     with transaction.atomic(using=chunks.db, savepoint=False):
-        if restartable:  # not in a transaction of the caller
+        if is_outermost:  # a transaction of the caller has limits of its own
             limit_lock_waits(chunks.db)
         chunk = _claim(chunks)
         if chunk is None:
