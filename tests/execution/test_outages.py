@@ -282,7 +282,7 @@ class TestWithoutDescriptors:
         assert fresh(run).stop_state == StopState.ACKNOWLEDGED
 
     def test_from_its_first_poll_on(self, settings: Any, monkeypatch: Any) -> None:
-        """With LISTEN, it does not wait for that one."""
+        """With LISTEN, the thread polls also if it cannot wait for notifications."""
         settings.RUN_CANCEL_LISTEN = True
         monkeypatch.setattr(selectors, "DefaultSelector", self.none_left)
         run = make_run()
