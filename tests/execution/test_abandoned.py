@@ -60,9 +60,9 @@ class TestAbandoned:
             assert threads != [watcher.THREAD_NAME]
         assert fresh(other).status == RunStatus.COMPLETED
 
-    def test_where_it_interrupts_nothing(self, monkeypatch: Any) -> None:
-        """In the same thread, so that the end is recorded once ``close()`` returns."""
-        run, threads = make_run(), []
+    def note_threads(self, monkeypatch: Any) -> list[threading.Thread]:
+        """Return a list to which each end of an execution adds its thread."""
+        threads: list[threading.Thread] = []
         finish = ownership.Ownership.finish
 
         def note(held: Any, error: Any) -> Any:
@@ -70,6 +70,11 @@ class TestAbandoned:
             return finish(held, error)
 
         monkeypatch.setattr(ownership.Ownership, "finish", note)
+        return threads
+
+    def test_where_it_interrupts_nothing(self, monkeypatch: Any) -> None:
+        """In the same thread, so that the end is recorded once ``close()`` returns."""
+        run, threads = make_run(), self.note_threads(monkeypatch)
         pages = self.pages(run)
         next(pages)
         pages.close()
@@ -78,14 +83,7 @@ class TestAbandoned:
 
     def test_in_the_transaction_that_it_was_started_in(self, monkeypatch: Any) -> None:
         """Only this connection has the row as the start has left it."""
-        run, threads = make_run(), []
-        finish = ownership.Ownership.finish
-
-        def note(held: Any, error: Any) -> Any:
-            threads.append(threading.current_thread())
-            return finish(held, error)
-
-        monkeypatch.setattr(ownership.Ownership, "finish", note)
+        run, threads = make_run(), self.note_threads(monkeypatch)
         with transaction.atomic():
             pages = self.pages(run)
             next(pages)
